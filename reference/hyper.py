@@ -1,0 +1,111 @@
+"""How an optimizer declares its hyperparameters: name, default, range and meaning, once, for every face of it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+REQUIRED: Any = inspect.Parameter.empty  # so that a default reads the same in a declaration and in a signature
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """One hyperparameter.
+
+    Args:
+        name: as in the constructor.
+        default: REQUIRED if the caller must give it.
+        interval: the allowed values in mathematical notation, "[0, 1)"; of each element, for a pair.
+        kind: "float", "pair" (of floats) or "bool".
+        optional: whether None is allowed.
+        doc: one line of meaning.
+    """
+
+    name: str
+    default: Any = REQUIRED
+    interval: str = "[0, inf)"
+    kind: Literal["float", "pair", "bool"] = "float"
+    optional: bool = False
+    doc: str = ""
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        words = {"float": f"a number in {self.interval}", "pair": f"a pair of numbers in {self.interval}"}
+        return words.get(self.kind, "True or False") + (" or None" if self.optional else "")
+
+    def with_default(self, default: Any) -> Hyper:
+        """The same hyperparameter with another default."""
+        return replace(self, default=default)
+
+    def check(self, value: Any) -> Any:
+        """The value as a float, a tuple of floats, a bool or None.
+
+        Raises:
+            ValueError: another kind of value, or one out of range; names the hyperparameter, the value and the range.
+        """
+        if value is None and self.optional:
+            return None
+        if self.kind == "bool" and isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if self.kind == "float":
+            return self._number(self.name, value)
+        if self.kind == "pair" and isinstance(value, (tuple, list)) and len(value) == 2:
+            return tuple(self._number(f"{self.name}[{i}]", element) for i, element in enumerate(value))
+        raise ValueError(f"{self.name} must be {self.allowed}, got {value!r}")
+
+    def _number(self, label: str, value: Any) -> float:
+        """The value as a float inside the interval; `label` is what an error calls it."""
+        wanted = f"in {self.interval}" + (" or None" if self.optional else "")
+        # bool has __float__ and str has not; an array of one element converts, but is no scalar.
+        if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__float__") or np.ndim(value):
+            raise ValueError(f"{label} must be a number {wanted}, got {value!r}")
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"{label} must be a number {wanted}, got {value!r}") from None
+        if not _contains(self.interval, number):
+            raise ValueError(f"{label} must be {wanted}, got {number!r}")
+        return number
+
+
+def _contains(interval: str, x: float) -> bool:
+    """Whether x lies in an interval such as "[0, 1)"; NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return (low <= x if interval[0] == "[" else low < x) and (x <= high if interval[-1] == "]" else x < high)
+
+
+def resolve(hyperparameters: Iterable[Hyper], given: Mapping[str, Any], optimizer: str) -> dict[str, Any]:
+    """Every hyperparameter of an optimizer, checked: the given ones and the others' defaults, in declared order.
+
+    Raises:
+        TypeError: an unknown hyperparameter, or a required one missing.
+        ValueError: a value that `Hyper.check` refuses.
+    """
+    known = {hyper.name: hyper for hyper in hyperparameters}
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TypeError(f"{optimizer}: unknown hyperparameter {name!r}{hint}; it takes {', '.join(known)}")
+    values = {name: given.get(name, hyper.default) for name, hyper in known.items()}
+    missing = [name for name, value in values.items() if value is REQUIRED]
+    if missing:
+        raise TypeError(f"{optimizer}: missing required hyperparameter {', '.join(map(repr, missing))}")
+    try:
+        return {name: known[name].check(value) for name, value in values.items()}
+    except ValueError as error:
+        raise ValueError(f"{optimizer}: {error}") from None
+
+
+LR = Hyper("lr", doc="learning rate")
+BETAS = Hyper("betas", (0.9, 0.999), "[0, 1)", "pair", doc="decay rates of the first and the second moment")
+EPS = Hyper("eps", 1e-8, doc="added to the denominator")
+COUPLED_DECAY = Hyper("weight_decay", 0.0, doc="coupled: the gradient becomes grad + weight_decay * param")
+DECOUPLED_DECAY = Hyper("weight_decay", 0.01, doc="decoupled: the parameter shrinks by lr * weight_decay of itself")
+AMSGRAD = Hyper("amsgrad", False, kind="bool", doc="divide by the largest second moment so far")

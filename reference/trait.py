@@ -1,0 +1,270 @@
+"""Any reference as an optimizer keyed by parameter name, on NumPy arrays."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrays import Shape, State
+from .checkpoint import load_parameters
+from .formats import round_to
+from .hyper import REQUIRED, Hyper, resolve
+from .norms import has_nonfinite
+
+LR_SCALE = Hyper("lr_scale", 1.0, doc="factor of lr for one parameter")
+STATE_DTYPES = ("float64", "float32", "bfloat16")
+ROUNDINGS = ("nearest", "stochastic")
+OPTIONS_DOC = """\
+    state_dtype ("float64", "float32" or "bfloat16"): format the state is rounded to after every step.
+    rounding ("nearest" or "stochastic"): of bfloat16 parameters; without effect here, as NumPy has none.
+    seed (int): of stochastic rounding.
+    lr_scale (mapping, callable or None): factor of lr by parameter name; 1 for names a mapping does not hold.
+    skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op."""
+
+
+@dataclass
+class Parameter:
+    """What an optimizer remembers of one parameter; a loaded state may not know shape and dtype."""
+
+    shape: Shape | None
+    dtype: np.dtype[Any] | None
+    step: int
+    state: State
+
+
+@dataclass
+class Item:
+    """One parameter's checked part of a step."""
+
+    name: str
+    param: NDArray[Any]
+    grad: NDArray[Any]
+    before: Parameter
+    hyper: dict[str, Any]
+
+
+class Optimizer:
+    """The base of every optimizer of this package; `make_class` gives it an algorithm."""
+
+    algorithm: ClassVar[ModuleType]
+
+    def __init__(
+        self,
+        lr: Any = REQUIRED,
+        *,
+        state_dtype: str = "float64",
+        rounding: str = "nearest",
+        seed: int = 0,
+        lr_scale: Mapping[str, float] | Callable[[str], float] | None = None,
+        skip_nonfinite: bool = False,
+        **hyper: Any,
+    ) -> None:
+        name = self.algorithm.NAME
+        self.hyper = resolve(self.algorithm.HYPERPARAMETERS, hyper if lr is REQUIRED else {"lr": lr, **hyper}, name)
+        if hasattr(self.algorithm, "check"):
+            self.algorithm.check(self.hyper)
+        for option, value, allowed in (("state_dtype", state_dtype, STATE_DTYPES), ("rounding", rounding, ROUNDINGS)):
+            if value not in allowed:
+                raise ValueError(f"{name}: {option} must be one of {', '.join(allowed)}, got {value!r}")
+        if type(seed) is not int:  # a bool is an int too
+            raise ValueError(f"{name}: seed must be an integer, got {seed!r}")
+        if not (lr_scale is None or isinstance(lr_scale, Mapping) or callable(lr_scale)):
+            raise ValueError(f"{name}: lr_scale must be a mapping, a callable or None, got {lr_scale!r}")
+        self.state_dtype = state_dtype
+        self.rounding = rounding
+        self.seed = seed
+        self.skip_nonfinite = bool(skip_nonfinite)
+        self.iteration = 0
+        self._lr_scale = lr_scale
+        self._parameters: dict[str, Parameter] = {}
+        self._stepped: set[str] = set()
+
+    def step(self, name: str, shape: Shape, param: NDArray[Any], grad: NDArray[Any]) -> None:
+        """Update one parameter in place; see `step_batch`."""
+        self.step_batch([(name, shape, param, grad)])
+
+    def step_batch(self, items: Iterable[tuple[str, Shape, NDArray[Any], NDArray[Any]]]) -> None:
+        """Update parameters in place, each at most once an iteration; an error leaves everything untouched.
+
+        A call that skip_nonfinite skips leaves parameters, state and step counts alone, but has used up the iteration.
+
+        Args:
+            items: name, shape, parameter and gradient of each; NumPy arrays of that shape in float16, float32 or
+                float64, computed in float64 and stored back in the parameter's format.
+
+        Raises:
+            TypeError: not a NumPy array, or not of those formats.
+            ValueError: another shape or format than in the parameter's earlier steps, a parameter that is read-only or
+                was stepped in this iteration already.
+        """
+        checked: dict[str, Item] = {}
+        for name, shape, param, grad in items:
+            if name in checked or name in self._stepped:
+                raise ValueError(f"parameter {name!r}: stepped twice without end_iteration in between")
+            checked[name] = self._check(name, shape, param, grad)
+        self._stepped.update(checked)
+        if self.skip_nonfinite and has_nonfinite(item.grad for item in checked.values()):
+            return
+        updates = [(item, *self._updated(item)) for item in checked.values()]
+        for item, param, state in updates:
+            with np.errstate(over="ignore"):
+                item.param[...] = param
+            self._parameters[item.name] = Parameter(param.shape, item.param.dtype, item.before.step + 1, state)
+
+    def end_iteration(self) -> None:
+        """Close an iteration: every parameter may be stepped again."""
+        self.iteration += 1
+        self._stepped.clear()
+
+    def set_lr(self, lr: float | None) -> None:
+        """Use another learning rate from the next step on."""
+        self.hyper = resolve(self.algorithm.HYPERPARAMETERS, {**self.hyper, "lr": lr}, self.algorithm.NAME)
+
+    def lr_scale(self, name: str) -> float:
+        """The factor of lr for one parameter: the constructor's, or a subclass's own."""
+        if self._lr_scale is None:
+            return 1.0
+        return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy of the state: "<slot>/<name>" arrays, "step/<name>" counts, "optimizer" and "iteration"."""
+        state: dict[str, Any] = {"optimizer": self.algorithm.NAME, "iteration": self.iteration}
+        for name, parameter in self._parameters.items():
+            state[f"step/{name}"] = parameter.step
+            state.update({f"{slot}/{name}": value.copy() for slot, value in parameter.state.items()})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a copy of a state, in full or, on an error, not at all.
+
+        Raises:
+            ValueError: another optimizer's state; a slot missing, unknown or of another shape. Names the key.
+        """
+        iteration, loaded = load_parameters(
+            state,
+            self.algorithm.NAME,
+            init_state=lambda shape: self.algorithm.init_state(shape, **self.hyper),
+            shapes={name: parameter.shape for name, parameter in self._parameters.items()},
+        )
+        self._parameters = {
+            name: Parameter(shape, None, step, self._rounded(slots)) for name, (shape, step, slots) in loaded.items()
+        }
+        self.iteration = iteration
+        self._stepped.clear()
+
+    def _check(self, name: str, shape: Shape, param: NDArray[Any], grad: NDArray[Any]) -> Item:
+        """One item of a batch with all that its update needs, or an error that names the parameter."""
+        if not isinstance(name, str):
+            raise TypeError(f"parameter names are strings, got {name!r}")
+        shape = tuple(operator.index(size) for size in shape)
+        _check_array(name, "param", param, shape)
+        _check_array(name, "grad", grad, shape)
+        if not param.flags.writeable:
+            raise ValueError(f"parameter {name!r}: param is read-only")
+        before = self._parameter(name, shape)
+        if before.dtype is not None and before.dtype != param.dtype:
+            raise ValueError(f"parameter {name!r}: param is {param.dtype}, but was {before.dtype} in earlier steps")
+        try:
+            scale = LR_SCALE.check(self.lr_scale(name))
+        except ValueError as error:
+            raise ValueError(f"parameter {name!r}: {error}") from None
+        lr = self.hyper["lr"]
+        hyper = {**self.hyper, "lr_scale": scale} if lr is None else {**self.hyper, "lr": lr * scale}
+        return Item(name, param, grad, before, hyper)
+
+    def _parameter(self, name: str, shape: Shape) -> Parameter:
+        """What is remembered of a parameter, or a fresh start."""
+        known = self._parameters.get(name)
+        if known is None:
+            return Parameter(shape, None, 0, self.algorithm.init_state(shape, **self.hyper))
+        if known.shape not in (None, shape):
+            raise ValueError(f"parameter {name!r}: shape {shape} does not match its state's {known.shape}")
+        return known
+
+    def _updated(self, item: Item) -> tuple[NDArray[Any], State]:
+        """The parameter and its state after a step, in float64; NaN and infinity pass through quietly."""
+        with np.errstate(all="ignore"):
+            param, state = self.algorithm.update(
+                item.param.astype(np.float64),
+                item.grad.astype(np.float64),
+                item.before.state,
+                item.before.step + 1,
+                **item.hyper,
+            )
+        return np.asarray(param), self._rounded(state)
+
+    def _rounded(self, state: State) -> State:
+        """A state in the format that this optimizer keeps; the algorithm's scalar slots stay in float64."""
+        formats = dict.fromkeys(getattr(self.algorithm, "SCALAR_SLOTS", ()), "float64")
+        return {slot: round_to(value, formats.get(slot, self.state_dtype)) for slot, value in state.items()}
+
+
+class HessianOptimizer(Optimizer):
+    """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
+
+    def update_hessian(self, name: str, estimate: NDArray[Any]) -> None:
+        """Mix an estimate of the Hessian's diagonal into one parameter's state, before its first step or any later one.
+
+        With skip_nonfinite an estimate that holds a NaN or infinity is ignored.
+        """
+        _check_array(name, "estimate", estimate, np.shape(estimate))
+        parameter = self._parameter(name, estimate.shape)
+        if self.skip_nonfinite and has_nonfinite([estimate]):
+            return
+        with np.errstate(all="ignore"):
+            curvature = estimate.astype(np.float64)
+            state = self.algorithm.update_hessian(parameter.state, curvature, betas=self.hyper["betas"])
+        self._parameters[name] = Parameter(estimate.shape, parameter.dtype, parameter.step, self._rounded(state))
+
+
+def _check_array(name: str, what: str, value: Any, shape: Shape) -> None:
+    """Refuse all but a NumPy array of this shape in a float format."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"parameter {name!r}: {what} must be a NumPy array, got {type(value).__name__}")
+    if value.dtype not in (np.float16, np.float32, np.float64):
+        raise TypeError(f"parameter {name!r}: {what} must be float16, float32 or float64, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"parameter {name!r}: {what} has shape {value.shape}, expected {shape}")
+
+
+def make_class(algorithm: ModuleType, package: str) -> type[Optimizer]:
+    """The optimizer class of a reference module, with its hyperparameters in the signature and the documentation."""
+    base = HessianOptimizer if hasattr(algorithm, "update_hessian") else Optimizer
+    members = {
+        "__doc__": documentation(algorithm, OPTIONS_DOC),
+        "__module__": package,
+        "__signature__": signature(algorithm, Optimizer.__init__),
+        "algorithm": algorithm,
+    }
+    return type(algorithm.NAME, (base,), members)
+
+
+def signature(algorithm: ModuleType, constructor: Callable[..., None], *leading: inspect.Parameter) -> inspect.Signature:
+    """A constructor's signature with the algorithm's hyperparameters before the constructor's keyword-only options."""
+    hypers: tuple[Hyper, ...] = algorithm.HYPERPARAMETERS
+    keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    declared = [
+        inspect.Parameter(hyper.name, either if hyper.name == "lr" else keyword, default=hyper.default)
+        for hyper in hypers
+    ]
+    options = [
+        parameter.replace(annotation=inspect.Parameter.empty)
+        for parameter in inspect.signature(constructor).parameters.values()
+        if parameter.kind is keyword
+    ]
+    return inspect.Signature([*leading, *declared, *options])
+
+
+def documentation(algorithm: ModuleType, options: str) -> str:
+    """An optimizer's docstring: its rule, its hyperparameters, the options of the face, its state and its source."""
+    rule, _, rest = (inspect.getdoc(algorithm.update) or "").partition("\n\nArgs:\n")
+    _, slots, notes = rest.partition("State slots")
+    args = "\n".join(f"    {hyper.name} ({hyper.allowed}): {hyper.doc}." for hyper in algorithm.HYPERPARAMETERS)
+    return f"{algorithm.__doc__}\n\n{rule}\n\nArgs:\n{args}\n{options}\n\n{slots}{notes}\n"
