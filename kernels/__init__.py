@@ -1,0 +1,1 @@
+"""Device code: update rules, storage codecs, and the drivers that launch them. Imports Triton and nothing of ours."""

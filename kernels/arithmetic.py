@@ -1,0 +1,36 @@
+"""How every kernel computes: decided here once.
+
+Multiply-adds are not contracted and square root and division are correctly rounded, so a float32 operation gives the
+same bits compiled, interpreted and in NumPy. An optimizer step waits for memory, not for these instructions.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+
+
+@triton.jit
+def square_root(x):
+    """√x, correctly rounded."""
+    return tl.sqrt_rn(x)
+
+
+@triton.jit
+def divide(x, y):
+    """x / y, correctly rounded."""
+    return tl.div_rn(x, y)
+
+
+@triton.jit
+def moving_average(average, x, beta, one_minus_beta):
+    """βa + (1−β)x; 1−β comes from the host, since in float32 it would lose five digits at β = 0.999."""
+    return beta * average + one_minus_beta * x
+
+
+@triton.jit
+def is_finite(x):
+    """True where x is neither NaN nor infinite."""
+    return tl.abs(x) < float("inf")

@@ -1,0 +1,285 @@
+"""The driver for factored second moments: row and column means of every matrix, without float atomics.
+
+Six launches serve all matrices: tile sums, moments, row means, norms, `finish_sums_kernel`, update. The update tensor is
+never stored: the norms and the update recompute it from the vectors.
+
+Tables, all on the device (built by `rlx_gpu.engine`):
+    table   int64 [tensors, columns]: the addresses of parameter, gradient, row_var and col_var, then ROWS, COLS,
+            VECTORIZED (1: every tile row is 16-byte aligned), ROW_PARTIALS and COL_PARTIALS (first element in the
+            workspace), HYPER_ROW and ORIGIN.
+    tiles   int32 [programs, 3]: tensor, tile row, tile column.
+    vectors int32 [programs, 3]: tensor, side (0 rows, 1 columns), block.
+    hypers, control: as in `elementwise`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from .codecs import Codec
+from .elementwise import load_hyper, source_hash, stream_addresses
+from .spec import FactoredSpec
+
+TILE_ROWS = 32
+TILE_COLS = 128
+PART_ROWS = 8
+VECTOR_BLOCK = 128
+VECTOR_SPLIT = 32
+TAIL_COLUMNS = ("rows", "cols", "vectorized", "row_partials", "col_partials", "hyper_row", "origin")
+
+
+@triton.jit
+def _tile_sums(addresses, offsets, mask, row, col, extent, partials, hyper, scale, RULES: tl.constexpr, STREAMS: tl.constexpr):
+    grad = STREAMS[1][0](addresses[1], offsets, mask) * scale
+    square = RULES[0](grad, hyper)
+    if mask is not None:
+        square = tl.where(mask, square, 0.0)
+    row_ptr, col_ptr = partials
+    rows, cols = extent
+    tl.store(row_ptr + row, tl.sum(square, axis=1), mask=row < rows)
+    tl.store(col_ptr + col, tl.sum(square, axis=0), mask=col < cols)
+
+
+@triton.jit
+def factored_sums_kernel(
+    table_ptr,
+    tiles_ptr,
+    hypers_ptr,
+    control_ptr,
+    workspace_ptr,
+    RULES: tl.constexpr,
+    STREAMS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SCALARS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLS: tl.constexpr,
+    SOURCE: tl.constexpr,
+):
+    """Row and column sums of one tile of squares, each to its own place in the workspace."""
+    if tl.load(control_ptr + 1) != 0.0:
+        return
+    program = tl.program_id(0).to(tl.int64)
+    row_ptr = table_ptr + tl.load(tiles_ptr + 3 * program).to(tl.int64) * COLUMNS
+    tile_row = tl.load(tiles_ptr + 3 * program + 1).to(tl.int64)
+    tile_col = tl.load(tiles_ptr + 3 * program + 2).to(tl.int64)
+    addresses = stream_addresses(row_ptr, STREAMS)
+    rows = tl.load(row_ptr + COLUMNS - 7)
+    cols = tl.load(row_ptr + COLUMNS - 6)
+    hyper, _ = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
+    scale = tl.load(control_ptr)
+    row_partials = workspace_ptr + tl.load(row_ptr + COLUMNS - 4) + tile_col * rows
+    col_partials = workspace_ptr + tl.load(row_ptr + COLUMNS - 3) + tile_row * cols
+    row = tile_row * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    col = tile_col * TILE_COLS + tl.arange(0, TILE_COLS)
+    full = ((tile_row + 1) * TILE_ROWS <= rows) & ((tile_col + 1) * TILE_COLS <= cols)
+    partials = (row_partials, col_partials)
+    if full & (tl.load(row_ptr + COLUMNS - 5) != 0):
+        offsets = row[:, None] * tl.multiple_of(cols, 8) + col[None, :]
+        _tile_sums(addresses, offsets, None, row, col, (rows, cols), partials, hyper, scale, RULES, STREAMS)
+    else:
+        offsets = row[:, None] * cols + col[None, :]
+        mask = (row < rows)[:, None] & (col < cols)[None, :]
+        _tile_sums(addresses, offsets, mask, row, col, (rows, cols), partials, hyper, scale, RULES, STREAMS)
+
+
+@triton.jit
+def factored_moments_kernel(
+    table_ptr,
+    vectors_ptr,
+    hypers_ptr,
+    control_ptr,
+    workspace_ptr,
+    RULES: tl.constexpr,
+    STREAMS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SCALARS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr,
+    SOURCE: tl.constexpr,
+):
+    """Adds the tiles' partial sums in order and moves one block of `row_var` or `col_var`."""
+    if tl.load(control_ptr + 1) != 0.0:
+        return
+    program = tl.program_id(0).to(tl.int64)
+    row_ptr = table_ptr + tl.load(vectors_ptr + 3 * program).to(tl.int64) * COLUMNS
+    side = tl.load(vectors_ptr + 3 * program + 1)
+    block = tl.load(vectors_ptr + 3 * program + 2).to(tl.int64)
+    addresses = stream_addresses(row_ptr, STREAMS)
+    rows = tl.load(row_ptr + COLUMNS - 7)
+    cols = tl.load(row_ptr + COLUMNS - 6)
+    hyper, key = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
+    on_rows = side == 0
+    length = tl.where(on_rows, rows, cols)
+    extent = tl.where(on_rows, cols, rows)
+    tiles = tl.where(on_rows, tl.cdiv(cols, TILE_COLS), tl.cdiv(rows, TILE_ROWS))
+    partials = workspace_ptr + tl.where(on_rows, tl.load(row_ptr + COLUMNS - 4), tl.load(row_ptr + COLUMNS - 3))
+    entry = block * BLOCK + tl.arange(0, BLOCK)
+    mask = entry < length
+    total = tl.zeros((SPLIT, BLOCK), dtype=tl.float32)
+    for first in range(0, tiles, SPLIT):
+        tile = first + tl.arange(0, SPLIT)
+        inside = (tile < tiles)[:, None] & mask[None, :]
+        total += tl.load(partials + tile[:, None] * length + entry[None, :], mask=inside, other=0.0)
+    mean_square = tl.sum(total, axis=0) / extent.to(tl.float32)
+    if on_rows:
+        variance = RULES[1](STREAMS[2][0](addresses[2], entry, mask), mean_square, hyper)
+        STREAMS[2][1](addresses[2], entry, mask, variance, key)
+    else:
+        variance = RULES[1](STREAMS[3][0](addresses[3], entry, mask), mean_square, hyper)
+        STREAMS[3][1](addresses[3], entry, mask, variance, key)
+
+
+@triton.jit
+def factored_row_mean_kernel(
+    table_ptr,
+    control_ptr,
+    means_ptr,
+    STREAMS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SOURCE: tl.constexpr,
+):
+    """The mean of one tensor's stored `row_var`, summed in float64."""
+    if tl.load(control_ptr + 1) != 0.0:
+        return
+    program = tl.program_id(0).to(tl.int64)
+    row_ptr = table_ptr + program * COLUMNS
+    addresses = stream_addresses(row_ptr, STREAMS)
+    rows = tl.load(row_ptr + COLUMNS - 7)
+    total = tl.zeros((BLOCK,), dtype=tl.float64)
+    for first in range(0, rows, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        total += STREAMS[2][0](addresses[2], row, row < rows).to(tl.float64)
+    tl.store(means_ptr + program, (tl.sum(total, axis=0) / rows.to(tl.float64)).to(tl.float32))
+
+
+@triton.jit
+def _part_step(
+    addresses,
+    offsets,
+    mask,
+    row_var,
+    col_var,
+    mean,
+    totals,
+    hyper,
+    scale,
+    key,
+    RULES: tl.constexpr,
+    STREAMS: tl.constexpr,
+    UPDATE: tl.constexpr,
+):
+    """A few rows of a tile; returns their sums of u² and θ², or stores the new θ with UPDATE."""
+    param = STREAMS[0][0](addresses[0], offsets, mask)
+    grad = STREAMS[1][0](addresses[1], offsets, mask) * scale
+    direction = RULES[2](grad, row_var[:, None], col_var[None, :], mean, hyper)
+    if UPDATE:
+        param = RULES[3](param, direction, totals[0], totals[1], totals[2], hyper)
+        STREAMS[0][1](addresses[0], offsets, mask, param, key)
+        return 0.0, 0.0
+    else:
+        if mask is not None:
+            direction = tl.where(mask, direction, 0.0)
+        direction_sq = tl.sum(tl.sum(direction * direction, axis=1), axis=0)
+        return direction_sq, tl.sum(tl.sum(param * param, axis=1), axis=0)
+
+
+@triton.jit
+def factored_step_kernel(
+    table_ptr,
+    tiles_ptr,
+    hypers_ptr,
+    control_ptr,
+    means_ptr,
+    sums_ptr,
+    RULES: tl.constexpr,
+    STREAMS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SCALARS: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_COLS: tl.constexpr,
+    PART_ROWS: tl.constexpr,
+    UPDATE: tl.constexpr,
+    SOURCE: tl.constexpr,
+):
+    """One tile: its sums of u² and θ² into `sums` [programs, 2], or with UPDATE the new θ from `sums` [tensors, 2]."""
+    if tl.load(control_ptr + 1) != 0.0:
+        return
+    program = tl.program_id(0).to(tl.int64)
+    tensor = tl.load(tiles_ptr + 3 * program).to(tl.int64)
+    row_ptr = table_ptr + tensor * COLUMNS
+    tile_row = tl.load(tiles_ptr + 3 * program + 1).to(tl.int64)
+    tile_col = tl.load(tiles_ptr + 3 * program + 2).to(tl.int64)
+    addresses = stream_addresses(row_ptr, STREAMS)
+    rows = tl.load(row_ptr + COLUMNS - 7)
+    cols = tl.load(row_ptr + COLUMNS - 6)
+    hyper, key = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
+    scale = tl.load(control_ptr)
+    mean = tl.load(means_ptr + tensor)
+    numel = (rows * cols).to(tl.float32)
+    totals = (0.0, 0.0, numel)
+    if UPDATE:
+        totals = (tl.load(sums_ptr + 2 * tensor), tl.load(sums_ptr + 2 * tensor + 1), numel)
+    col = tile_col * TILE_COLS + tl.arange(0, TILE_COLS)
+    in_cols = col < cols
+    col_var = STREAMS[3][0](addresses[3], col, in_cols)
+    direction_sq = 0.0
+    param_sq = 0.0
+    full = ((tile_row + 1) * TILE_ROWS <= rows) & ((tile_col + 1) * TILE_COLS <= cols)
+    if full & (tl.load(row_ptr + COLUMNS - 5) != 0):
+        for part in range(TILE_ROWS // PART_ROWS):
+            row = tile_row * TILE_ROWS + part * PART_ROWS + tl.arange(0, PART_ROWS)
+            row_var = STREAMS[2][0](addresses[2], row, row < rows)
+            offsets = row[:, None] * tl.multiple_of(cols, 8) + col[None, :]
+            part_sums = _part_step(
+                addresses, offsets, None, row_var, col_var, mean, totals, hyper, scale, key, RULES, STREAMS, UPDATE
+            )
+            direction_sq += part_sums[0]
+            param_sq += part_sums[1]
+    else:
+        # One element a thread at a time, as in the elementwise driver.
+        for part in range(tl.minimum(rows - tile_row * TILE_ROWS, TILE_ROWS)):
+            row = tile_row * TILE_ROWS + part + tl.arange(0, 1)
+            row_var = STREAMS[2][0](addresses[2], row, row < rows)
+            offsets = row[:, None] * cols + col[None, :]
+            mask = (row < rows)[:, None] & in_cols[None, :]
+            part_sums = _part_step(
+                addresses, offsets, mask, row_var, col_var, mean, totals, hyper, scale, key, RULES, STREAMS, UPDATE
+            )
+            direction_sq += part_sums[0]
+            param_sq += part_sums[1]
+    if not UPDATE:
+        tl.store(sums_ptr + 2 * program, direction_sq)
+        tl.store(sums_ptr + 2 * program + 1, param_sq)
+
+
+def columns(codecs: tuple[Codec, ...]) -> int:
+    """Width of the table for parameter, gradient, row_var and col_var in these codecs."""
+    return sum(len(codec.buffers) for codec in codecs) + len(TAIL_COLUMNS)
+
+
+def constants(spec: FactoredSpec, codecs: tuple[Codec, ...], scalars: int) -> dict[str, dict[str, Any]]:
+    """The compile-time arguments of each launch, by name, in order (`finish_sums_kernel` comes before the last)."""
+    streams, first = [], 0
+    for codec in codecs:
+        streams.append((codec.load, codec.store, first, len(codec.buffers)))
+        first += len(codec.buffers)
+    rules = (spec.square, spec.accumulate, spec.direction, spec.update)
+    table = {
+        "STREAMS": tuple(streams),
+        "COLUMNS": columns(codecs),
+        "SOURCE": source_hash(*rules, *(f for stream in streams for f in stream[:2])),
+    }
+    tile = {**table, "RULES": rules, "SCALARS": scalars, "TILE_ROWS": TILE_ROWS, "TILE_COLS": TILE_COLS}
+    return {
+        "sums": tile,
+        "moments": {**tile, "BLOCK": VECTOR_BLOCK, "SPLIT": VECTOR_SPLIT},
+        "row_mean": {**table, "BLOCK": 1024},
+        "norms": {**tile, "PART_ROWS": PART_ROWS, "UPDATE": False},
+        "update": {**tile, "PART_ROWS": PART_ROWS, "UPDATE": True},
+    }

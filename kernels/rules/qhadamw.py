@@ -1,0 +1,39 @@
+"""QHAdamW: quasi-hyperbolic Adam (Ma & Yarats 2019) with decoupled weight decay."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
+
+from ..arithmetic import divide, square_root
+from ..spec import Counters, Hyper, Pass, RuleSpec
+from .adam import MOMENTS
+from .moments import moment_scalars, update_moments
+
+
+@triton.jit
+def qhadamw_rule(param, grad, state, hyper):
+    """u = ((1−ν1)g + ν1 m̂) / (√((1−ν2)g² + ν2 v̂) + eps); θ ← θ − lr(u + λθ)."""
+    exp_avg, exp_avg_sq = state
+    lr, weight_decay, eps, beta1, gain1, beta2, gain2, avg_weight, grad_weight, sq_weight, grad_sq_weight = hyper
+    exp_avg, exp_avg_sq = update_moments(exp_avg, exp_avg_sq, grad, beta1, gain1, beta2, gain2)
+    numerator = avg_weight * exp_avg + grad_weight * grad
+    denominator = square_root(sq_weight * exp_avg_sq + grad_sq_weight * (grad * grad)) + eps
+    update = divide(numerator, denominator)
+    return param - lr * (update + weight_decay * param), (exp_avg, exp_avg_sq)
+
+
+def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
+    """Folds the bias corrections into ν1 and ν2."""
+    (beta1, beta2), (nu1, nu2) = hyper["betas"], hyper["nus"]
+    weights = (nu1 / (1.0 - beta1**step), 1.0 - nu1, nu2 / (1.0 - beta2**step), 1.0 - nu2)
+    return hyper["lr"], hyper["weight_decay"], hyper["eps"], *moment_scalars(hyper["betas"]), *weights
+
+
+SPEC = RuleSpec("qhadamw", MOMENTS, (Pass(qhadamw_rule, ("param", *MOMENTS)),), scalars)
+SPECS = (SPEC,)
+
+
+def select(hyper: Hyper, ndim: int) -> RuleSpec:
+    """The only variant."""
+    return SPEC
