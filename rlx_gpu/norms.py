@@ -1,0 +1,77 @@
+"""Norms of tensors on any device, and gradient clipping by them; nothing waits for a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import reference
+from .checks import runs_kernels
+from .reference.norms import MAX_NORM
+from .state import is_dense
+
+
+def l2_norm(x: Any) -> Any:
+    """‖x‖ = √(Σ x²) over the finite entries.
+
+    Args:
+        x: a tensor or anything with `__dlpack__`, float32, bfloat16 or float16 (float64 on the CPU too), or a NumPy array.
+
+    Returns:
+        A 0-d float32 tensor on x's device, summed in a fixed order; a float for a NumPy array. The squares are formed in
+        float32, so entries beyond 1e19 overflow to infinity.
+    """
+    if isinstance(x, np.ndarray):
+        return reference.l2_norm(x)
+    return _squares([_tensor(x)])[0].sqrt()
+
+
+def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
+    """The factor that brings the norm of all gradients together down to max_norm: min(1, max_norm/‖all grads‖).
+
+    Pass it as `grad_scale` to a step: the gradients are then clipped inside the update, at no cost in memory traffic.
+
+    Args:
+        grads: as in `l2_norm`; entries that are not finite are left out of the norm. None entries are passed over.
+        max_norm: in [0, inf].
+
+    Returns:
+        A 0-d float32 tensor on the first gradient's device; a float for NumPy arrays and for no gradients at all.
+    """
+    max_norm = MAX_NORM.check(max_norm)
+    present = [grad for grad in grads if grad is not None]
+    if all(isinstance(grad, np.ndarray) for grad in present):
+        return reference.global_grad_clip_scale(present, max_norm)
+    norm = _squares([_tensor(grad) for grad in present])[0].sqrt()
+    return torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
+
+
+def _tensor(x: Any) -> torch.Tensor:
+    """A dense tensor of the array's memory, or of a copy where that has gaps."""
+    if not (isinstance(x, torch.Tensor) or hasattr(x, "__dlpack__")):
+        raise TypeError(f"expected a torch tensor, a NumPy array or an object with __dlpack__, got {type(x).__name__}")
+    tensor = x.detach() if isinstance(x, torch.Tensor) else torch.from_dlpack(x)
+    if tensor.layout != torch.strided or not tensor.is_floating_point():
+        raise TypeError(f"expected a dense float tensor, got {tensor.layout} of {tensor.dtype}")
+    return tensor if is_dense(tensor) else tensor.contiguous()
+
+
+def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """float32 [2] on the first tensor's device: sum of squares of finite entries, count of the others."""
+    device = tensors[0].device
+    kernels = [tensor for tensor in tensors if runs_kernels(tensor.device)]
+    others = [tensor for tensor in tensors if not runs_kernels(tensor.device)]
+    total = torch.zeros(2, dtype=torch.float32, device=device)
+    for tensor in others:
+        values = tensor.to(torch.float64)
+        finite = torch.isfinite(values)
+        square = torch.where(finite, values, 0.0).square().sum()
+        total += torch.stack([square, (~finite).sum().to(torch.float64)]).to(device, torch.float32)
+    if kernels:
+        from .launch import squared_norm
+
+        total += squared_norm(kernels, device)
+    return total

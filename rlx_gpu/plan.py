@@ -1,0 +1,260 @@
+"""A plan: everything about a set of parameters that stays the same from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .batch import Batch, Entry, Settings
+from .checks import check_grad, check_param, check_state, runs_kernels
+from .state import STEP, State, expected_state, is_scalar_slot, new_slot, same_layout
+from .table import Algorithm
+from .control import IN_FLIGHT, Control, SkipLedger
+from .tables import hyper_rows, upload
+
+if TYPE_CHECKING:
+    from .launch import ElementwiseBucket, FactoredBucket, NormBucket
+
+Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
+_pointer = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+
+
+@dataclass
+class Cohort:
+    """Parameters of one bucket that always share a row of hyperparameters.
+
+    `history` maps a number of updates to the host-side counters after them; the device may be a few updates behind.
+    """
+
+    group: int
+    scale: float
+    step: int
+    history: dict[int, dict[str, float]]
+
+
+@dataclass
+class Group:
+    """One bucket with its members (positions in the batch), and the row each member reads."""
+
+    bucket: ElementwiseBucket | FactoredBucket
+    slots: tuple[str, ...]
+    members: list[int]
+    cohorts: list[Cohort] = field(default_factory=list)
+    cohort_of: list[int] = field(default_factory=list)
+
+
+class Plan:
+    """The buckets and tables for one set of parameters.
+
+    Building it checks every tensor, then allocates missing state; it raises before anything is written.
+
+    Args:
+        algorithm: the optimizer.
+        batch: the first step's batch. States are completed in place.
+        select: the rule for a parameter's settings; asked only for parameters that the kernels step.
+        guarded: whether steps may be skipped on the device. Then a cohort keeps a row for each step whose outcome the host
+            may not know yet, and the gradients' norms have their tables ready.
+    """
+
+    def __init__(self, algorithm: Algorithm, batch: Batch, select: Select, *, guarded: bool = False) -> None:
+        self.algorithm = algorithm
+        self.entries = list(batch.entries)
+        self.width = IN_FLIGHT + 1 if guarded else 1
+        self.ledger = SkipLedger()
+        self.layouts = [slot_names(algorithm, settings) for settings in batch.settings]
+        missing = [self._check(*item, batch.settings) for item in zip(batch.entries, batch.grads, batch.states, strict=True)]
+        for entry, state, slots in zip(self.entries, batch.states, missing, strict=True):
+            storage = batch.settings[entry.group].storage
+            state.update({slot: new_slot(algorithm, slot, initial, entry.param, storage) for slot, initial in slots})
+        self._home_counters(batch.states)
+        self.copies = {
+            i: torch.empty_like(entry.param, dtype=grad.dtype, requires_grad=False)
+            for i, (entry, grad) in enumerate(zip(self.entries, batch.grads, strict=True))
+            if not same_layout(entry.param, grad)
+        }
+        self.reference = [i for i, entry in enumerate(self.entries) if not runs_kernels(entry.param.device)]
+        self.groups = self._groups(batch, select)
+        self.controls = {device: Control(device) for device in {group.bucket.key.device for group in self.groups}}
+        self.norms = self._norms(batch.grads) if guarded else []
+        self._regroup()
+        self.owned = owned_pointers(batch)
+        self._remember_grads(batch.grads)
+        self._place(batch)
+
+    def fits(self, batch: Batch) -> bool:
+        """Whether this plan serves the batch; if only the gradients have moved, the tables follow them."""
+        if batch.entries != self.entries or self.layouts != [slot_names(self.algorithm, s) for s in batch.settings]:
+            return False
+        try:
+            if owned_pointers(batch) != self.owned or [grad.dtype for grad in batch.grads] != self.grad_dtypes:
+                return False
+            if list(map(_stride, batch.grads)) != self.grad_strides:
+                return False
+            pointers = list(map(_pointer, batch.grads))
+        except (RuntimeError, TypeError, AttributeError):  # a gradient that is sparse or no tensor: the check says so
+            return False
+        if pointers != self.grad_pointers:
+            for entry, grad in zip(self.entries, batch.grads, strict=True):
+                check_grad(entry.name, entry.param, grad)
+            self._remember_grads(batch.grads)
+            self._place(batch)
+        if not np.array_equal(self.steps, self.expected_steps):  # somebody wrote to a step count
+            self._regroup()
+            self._place(batch)
+        return True
+
+    def rows(self, group: Group, settings: Sequence[Settings]) -> torch.Tensor:
+        """The hyperparameters of this step, on the device: a cohort's first row assumes that no pending step was skipped,
+        the next that one was, and so on."""
+        spec = group.bucket.key.spec
+        rows: list[tuple[float, ...]] = []
+        steps: list[int] = []
+        seeds: list[int] = []
+        for cohort in group.cohorts:
+            hyper = self.algorithm.scaled(settings[cohort.group].hyper, cohort.scale)
+            own = []
+            for step in range(cohort.step + 1 - self.ledger.pending, cohort.step + 2):
+                counters = dict(cohort.history.get(step - 1, {}))
+                own.append(spec.scalars(hyper, step, counters))
+                cohort.history[step] = counters
+            unused = self.width - len(own)
+            rows += [*reversed(own), *own[:1] * unused]
+            steps += [cohort.step + 1 - offset for offset in range(self.width)]
+            seeds += [settings[cohort.group].storage.seed] * self.width
+        return upload(hyper_rows(rows, steps, seeds), group.bucket.key.device)
+
+    def advance(self, by: int) -> None:
+        """Counts updates: one after a step, back when the device turns out to have skipped some."""
+        self.steps += np.float32(by)
+        self.expected_steps += np.float32(by)
+        for group in self.groups:
+            for index, cohort in enumerate(group.cohorts):
+                cohort.step += by
+                for old in [step for step in cohort.history if step < cohort.step - self.width]:
+                    del cohort.history[old]
+                for slot, value in cohort.history[cohort.step].items():
+                    own = [i for i, of in zip(group.members, group.cohort_of, strict=True) if of == index]
+                    self.counters[slot][own] = value
+
+    def report(self) -> None:
+        """Sends the count of skipped steps, the same on every device, on its way to the host."""
+        first = min(self.controls, key=str)
+        self.ledger.report(self.controls[first].skipped)
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Takes back the counts of steps that turn out to have been skipped."""
+        skipped = self.ledger.collect(wait=wait)
+        if skipped:
+            self.advance(-skipped)
+
+    def _check(
+        self, entry: Entry, grad: torch.Tensor, state: State, settings: Sequence[Settings]
+    ) -> list[tuple[str, np.ndarray[Any, Any]]]:
+        """Refuses what does not fit; returns the slots to allocate."""
+        check_param(entry.name, entry.param)
+        check_grad(entry.name, entry.param, grad)
+        chosen = settings[entry.group]
+        initial, expected = expected_state(self.algorithm, chosen.hyper, entry.param, chosen.storage)
+        check_state(self.algorithm, entry, state, expected)
+        if state and STEP not in state:
+            raise ValueError(f"parameter {entry.name!r}: state slot {STEP!r} is missing; found {sorted(state)}")
+        return [(slot, value) for slot, value in initial.items() if slot not in state]
+
+    def _home_counters(self, states: Sequence[State]) -> None:
+        """Moves the host-side scalars of all members into one array a slot; the states keep views."""
+        self.steps = np.array([float(state[STEP]) for state in states], dtype=np.float32)
+        scalars = {slot for state in states for slot in state if slot != STEP and is_scalar_slot(self.algorithm, slot)}
+        self.counters = {
+            slot: np.array([float(state.get(slot, np.nan)) for state in states], dtype=np.float64) for slot in sorted(scalars)
+        }
+        for slot, array in {STEP: self.steps, **self.counters}.items():
+            views = torch.from_numpy(array)
+            for i, state in enumerate(states):
+                if slot in state:
+                    state[slot] = views[i]
+
+    def _groups(self, batch: Batch, select: Select) -> list[Group]:
+        """Sorts the members that the kernels step into buckets."""
+        members: dict[Any, list[int]] = {}
+        streams: dict[int, list[torch.Tensor]] = {}
+        for i, (entry, grad, state) in enumerate(zip(self.entries, batch.grads, batch.states, strict=True)):
+            if not runs_kernels(entry.param.device) or entry.param.numel() == 0:
+                continue
+            from .launch import bucket_key
+
+            settings = batch.settings[entry.group]
+            spec = select(settings, entry.param)
+            slots = [state[slot] for slot in spec.slots]
+            key = bucket_key(spec, entry.param, grad, slots, settings.storage)
+            members.setdefault(key, []).append(i)
+            streams[i] = [entry.param, grad, *slots]
+        return [self._group(key, own, streams) for key, own in members.items()]
+
+    def _group(self, key: Any, members: list[int], streams: dict[int, list[torch.Tensor]]) -> Group:
+        from .launch import make_bucket, on_device
+
+        with on_device(key.device):
+            bucket = make_bucket(key, [streams[i] for i in members], [self.entries[i].origin for i in members])
+        return Group(bucket, key.spec.slots, members)
+
+    def _norms(self, grads: Sequence[torch.Tensor]) -> list[NormBucket]:
+        """The gradients that the kernels read, by device and dtype."""
+        from .launch import NormBucket, on_device
+
+        kinds: dict[Any, list[int]] = {}
+        for i in [i for group in self.groups for i in group.members]:
+            kinds.setdefault((grads[i].device, grads[i].dtype), []).append(i)
+        buckets = []
+        for (device, _), members in kinds.items():
+            with on_device(device):
+                buckets.append(NormBucket([self.copies.get(i, grads[i]) for i in members], members))
+        return buckets
+
+    def _regroup(self) -> None:
+        """Finds which members share a row from now on: same group, scale, step and counters."""
+        self.expected_steps = self.steps.copy()
+        for group in self.groups:
+            found: dict[Any, int] = {}
+            group.cohorts, group.cohort_of = [], []
+            for i in group.members:
+                entry, step = self.entries[i], int(self.steps[i])
+                counters = {slot: float(array[i]) for slot, array in self.counters.items() if not np.isnan(array[i])}
+                key = (entry.group, entry.scale, step, tuple(counters.items()))
+                if key not in found:
+                    found[key] = len(group.cohorts)
+                    group.cohorts.append(Cohort(entry.group, entry.scale, step, {step: counters}))
+                group.cohort_of.append(found[key])
+
+    def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
+        self.grad_pointers = list(map(_pointer, grads))
+        self.grad_dtypes = [grad.dtype for grad in grads]
+        self.grad_strides = list(map(_stride, grads))
+
+    def _place(self, batch: Batch) -> None:
+        """Sends every bucket the addresses of its streams."""
+        grads = [self.copies[i].data_ptr() if i in self.copies else p for i, p in enumerate(self.grad_pointers)]
+        for group in self.groups:
+            streams = [[self.entries[i].param.data_ptr() for i in group.members], [grads[i] for i in group.members]]
+            streams += [[batch.states[i][slot].data_ptr() for i in group.members] for slot in group.slots]
+            rows = np.array(group.cohort_of, dtype=np.int64) * self.width
+            group.bucket.place(np.array(streams, dtype=np.int64).T, rows)
+        for norm in self.norms:
+            norm.place(np.array([grads[i] for i in norm.members], dtype=np.int64))
+
+
+def owned_pointers(batch: Batch) -> list[int]:
+    """Where parameters and state lie, and which tensors they are."""
+    tensors = [*[entry.param for entry in batch.entries], *chain.from_iterable(s.values() for s in batch.states)]
+    return list(map(_pointer, tensors))
+
+
+def slot_names(algorithm: Algorithm, settings: Settings) -> Any:
+    """What decides which buffers and which rule a group uses."""
+    flags = tuple(value for value in settings.hyper.values() if value is None or isinstance(value, bool))
+    return settings.storage, flags, tuple(algorithm.reference.init_state((1, 1), **settings.hyper))

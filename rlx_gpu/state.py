@@ -1,0 +1,134 @@
+"""A parameter's state: which buffers it needs, in which format, and whether a tensor's memory is one flat array."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .reference.formats import round_to
+from .table import Algorithm
+
+State = dict[str, torch.Tensor]
+STEP = "step"  # every parameter's own count of updates, a 0-d float32 tensor on the host, like torch's
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDINGS = ("nearest", "stochastic")
+PARAM_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPE_NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*PARAM_DTYPES, torch.float64)}
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the numbers of a group of parameters are stored.
+
+    Args:
+        state_dtype: "float32" or "bfloat16", of every state slot as large as a parameter, a row or a column.
+        rounding: "nearest" or "stochastic", of bfloat16 parameters.
+        seed: of the stochastic rounding, 64 bits.
+    """
+
+    state_dtype: str = "float32"
+    rounding: str = "nearest"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("state_dtype", self.state_dtype, tuple(STATE_DTYPES)),
+            ("rounding", self.rounding, ROUNDINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be an integer in [0, 2**63), got {self.seed!r}")
+
+    def slot_dtype(self, param: torch.Tensor) -> torch.dtype:
+        """The dtype of state slots: `state_dtype`, but float64 for float64 parameters (CPU only)."""
+        return torch.float64 if param.dtype == torch.float64 else STATE_DTYPES[self.state_dtype]
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def same_layout(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether equal flat positions of two dense tensors of one shape are equal elements."""
+    strides = zip(left.shape, left.stride(), right.stride(), strict=True)
+    return all(a == b for size, a, b in strides if size != 1)
+
+
+def is_scalar_slot(algorithm: Algorithm, slot: str) -> bool:
+    """Whether a slot is one number per parameter, kept on the host (the step, a running product)."""
+    return slot == STEP or slot in getattr(algorithm.reference, "SCALAR_SLOTS", ())
+
+
+def new_slot(
+    algorithm: Algorithm, slot: str, initial: np.ndarray[Any, Any], param: torch.Tensor, storage: Storage
+) -> torch.Tensor:
+    """One slot at its initial value, in the parameter's memory order where it has the parameter's shape."""
+    if slot == STEP:
+        return torch.zeros((), dtype=torch.float32)
+    if is_scalar_slot(algorithm, slot):
+        return torch.tensor(float(initial), dtype=torch.float64)
+    dtype = storage.slot_dtype(param)
+    if tuple(initial.shape) == tuple(param.shape):
+        return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+    return torch.zeros(initial.shape, dtype=dtype, device=param.device)
+
+
+def loaded_slot(
+    algorithm: Algorithm, label: str, slot: str, value: Any, param: torch.Tensor, hyper: Mapping[str, Any], storage: Storage
+) -> torch.Tensor:
+    """A copy of a checkpoint's slot where and how this parameter keeps it; formats are converted, never guessed.
+
+    Raises:
+        ValueError: not an array of numbers, or of another shape than the slot; names the key `label`.
+    """
+    try:
+        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except TypeError:
+        raise ValueError(f"state dict: {label!r} must be an array of numbers, got {type(value).__name__}") from None
+    if slot == STEP:
+        return loaded_step(label, tensor)
+    initial = algorithm.reference.init_state(tuple(param.shape), **hyper)[slot]
+    if tuple(tensor.shape) != tuple(initial.shape):
+        raise ValueError(f"state dict: {label!r} has shape {tuple(tensor.shape)}, expected {tuple(initial.shape)}")
+    new = new_slot(algorithm, slot, initial, param, storage)
+    new.copy_(tensor)
+    return new
+
+
+def loaded_step(label: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A checkpoint's step count.
+
+    Raises:
+        ValueError: not one whole number from 0; names the key `label`.
+    """
+    if tensor.numel() != 1 or tensor.is_complex() or not (tensor.item() >= 0 and tensor.item() == int(tensor.item())):
+        raise ValueError(f"state dict: {label!r} must be one whole number from 0, got {tensor!r}")
+    return tensor.reshape(()).to("cpu", torch.float32, copy=True)
+
+
+def rounded(values: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    """Float64 values in a tensor's dtype, rounded once."""
+    return torch.from_numpy(np.ascontiguousarray(round_to(values, DTYPE_NAMES[dtype]))).to(dtype)
+
+
+def expected_state(
+    algorithm: Algorithm, hyper: Mapping[str, Any], param: torch.Tensor, storage: Storage
+) -> tuple[dict[str, np.ndarray[Any, Any]], State]:
+    """Every slot's initial value, and what its tensor should look like: on the meta device, or on the host for scalars."""
+    initial = {STEP: np.zeros(()), **algorithm.reference.init_state(tuple(param.shape), **hyper)}
+    meta = param.detach().to("meta")
+    tensors = {slot: new_slot(algorithm, slot, value, meta, storage) for slot, value in initial.items()}
+    return initial, tensors

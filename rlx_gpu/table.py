@@ -1,0 +1,75 @@
+"""The registry: every optimizer by name. Everything that lists optimizers iterates it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+from .reference.hyper import Hyper, resolve
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One optimizer: its reference in NumPy, which also declares its hyperparameters, and its rule in Triton.
+
+    Args:
+        name: the class name, `AdamW`; the modules are its lower case.
+        example_lr: a learning rate that trains the example model of `rlx-gpu train`; None leaves it to the optimizer.
+    """
+
+    name: str
+    example_lr: float | None
+
+    @cached_property
+    def reference(self) -> ModuleType:
+        """The module of `rlx_gpu.reference`: `HYPERPARAMETERS`, `init_state` and `update`."""
+        return importlib.import_module(f"rlx_gpu.reference.{self.name.lower()}")
+
+    @cached_property
+    def rules(self) -> ModuleType:
+        """The module of `rlx_gpu.kernels.rules`: `select` and `SPECS`. Needs Triton."""
+        return importlib.import_module(f"rlx_gpu.kernels.rules.{self.name.lower()}")
+
+    @property
+    def hyperparameters(self) -> tuple[Hyper, ...]:
+        """The declared hyperparameters, in order."""
+        declared: tuple[Hyper, ...] = self.reference.HYPERPARAMETERS
+        return declared
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Every hyperparameter, checked: the given ones, defaults for the others.
+
+        Raises:
+            TypeError: an unknown hyperparameter, or a required one missing.
+            ValueError: a value out of range, or two that exclude each other.
+        """
+        hyper = resolve(self.hyperparameters, given, self.name)
+        if hasattr(self.reference, "check"):
+            self.reference.check(hyper)
+        return hyper
+
+    def scaled(self, hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
+        """The hyperparameters of a parameter with this `lr_scale`; without an lr the rule applies the scale itself."""
+        if hyper["lr"] is None:
+            return {**hyper, "lr_scale": scale}
+        return {**hyper, "lr": hyper["lr"] * scale}
+
+
+_ALGORITHMS = (
+    Algorithm("SGD", example_lr=0.3),
+    Algorithm("Adam", example_lr=3e-3),
+    Algorithm("AdamW", example_lr=3e-3),
+    Algorithm("NAdamW", example_lr=3e-3),
+    Algorithm("RAdam", example_lr=3e-3),
+    Algorithm("QHAdamW", example_lr=3e-3),
+    Algorithm("Lion", example_lr=5e-4),
+    Algorithm("Sophia", example_lr=3e-2),
+    Algorithm("LAMB", example_lr=1e-2),
+    Algorithm("MARS", example_lr=3e-3),
+    Algorithm("Adafactor", example_lr=None),
+)
+TABLE = {algorithm.name: algorithm for algorithm in _ALGORITHMS}
