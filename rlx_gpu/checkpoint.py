@@ -1,0 +1,77 @@
+"""Loading torch's state dicts: everything is checked and converted before the optimizer changes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .state import STEP, State, loaded_slot
+
+if TYPE_CHECKING:
+    from .optim import Optimizer
+
+OPTIMIZER = "optimizer"  # the key of a saved group that names the algorithm; torch's checkpoints have none
+
+
+def loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> tuple[list[dict[str, Any]], Any]:
+    """The groups and the state that an optimizer has after loading.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+    from .optim import settings_from
+
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"state dict: missing {key!r}")
+    saved_groups = state_dict["param_groups"]
+    if len(saved_groups) != len(optimizer.param_groups):
+        raise ValueError(f"state dict: has {len(saved_groups)} param groups, the optimizer {len(optimizer.param_groups)}")
+    groups: list[dict[str, Any]] = []
+    state: defaultdict[Any, State] = defaultdict(dict)
+    known = set()
+    for index, (saved, own) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
+        label = f"param_groups[{index}]"
+        if len(saved["params"]) != len(own["params"]):
+            raise ValueError(f"state dict: {label} has {len(saved['params'])} parameters, the optimizer's {len(own['params'])}")
+        owner = saved.get(OPTIMIZER, optimizer.algorithm.name)
+        if owner != optimizer.algorithm.name:
+            raise ValueError(f"state dict: {label} belongs to {owner}, this is {optimizer.algorithm.name}")
+        group = {**own, **deepcopy({key: value for key, value in saved.items() if key not in ("params", OPTIMIZER)})}
+        settings = settings_from(optimizer.algorithm, group, f"state dict: {label}")
+        groups.append(group)
+        names = own.get("param_names") or [f"{label}['params'][{i}]" for i in range(len(own["params"]))]
+        for name, key, param in zip(names, saved["params"], own["params"], strict=True):
+            known.add(key)
+            if key in state_dict["state"]:
+                state[param] = _state(optimizer, name, state_dict["state"][key], param, settings)
+    for key, value in state_dict["state"].items():
+        if key not in known:  # torch keeps what it does not know
+            state[key] = deepcopy(value)
+    return groups, state
+
+
+def _state(optimizer: Optimizer, name: str, saved: Mapping[str, Any], param: torch.Tensor, settings: Any) -> State:
+    """One parameter's state, converted."""
+    algorithm = optimizer.algorithm
+    slots = algorithm.reference.init_state(tuple(param.shape), **settings.hyper)
+    found = {slot: value for slot, value in saved.items() if value is not None}
+    if not found:
+        return {}
+    if algorithm.name == "SGD" and STEP not in found:  # torch's counts no steps; a buffer means it was not the first
+        found[STEP] = torch.tensor(1.0)
+    for slot in (STEP, *slots):
+        if slot not in found:
+            raise ValueError(f"state dict: parameter {name!r} lacks slot {slot!r}; it has {sorted(saved)}")
+    for slot in found:
+        if slot != STEP and slot not in slots:
+            wanted = ", ".join((STEP, *slots))
+            raise ValueError(f"state dict: parameter {name!r} has slot {slot!r}, {algorithm.name} keeps {wanted}")
+    return {
+        slot: loaded_slot(algorithm, f"{slot}/{name}", slot, found[slot], param, settings.hyper, settings.storage)
+        for slot in (STEP, *slots)
+    }

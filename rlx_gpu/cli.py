@@ -1,0 +1,114 @@
+"""The command line, `rlx-gpu`. A command here only reads its options; what it does is imported when it runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+try:
+    import typer
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        "The command line needs typer and rich: pip install 'rlx-gpu[cli]'"
+        " (`python -m rlx_gpu.doctor` works without them)"
+    ) from error
+
+app = typer.Typer(
+    name="rlx-gpu",
+    help="Fused GPU optimizers: train an example, check this machine, compile the kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line on this process's arguments."""
+    app(prog_name="rlx-gpu")
+
+
+@app.callback(invoke_without_command=True)
+def options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    """Options of the program itself."""
+    if version:
+        from rlx_gpu import __version__
+
+        typer.echo(f"rlx-gpu {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    optimizer: Annotated[str, typer.Option(help="An optimizer's name in any case, or all to compare them.")] = "AdamW",
+    steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
+    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; one that suits the optimizer if not given.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up; a cosine follows.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the initial weights and every batch.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 32,
+    state_dtype: Annotated[str, typer.Option(help="Storage of the optimizer's state: float32 or bfloat16.")] = "float32",
+    context: Annotated[int, typer.Option(min=2, help="Bytes the model looks back on.")] = 64,
+    width: Annotated[int, typer.Option(min=4, help="Width of the model, a multiple of 4.")] = 128,
+    layers: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    data: Annotated[
+        Optional[Path], typer.Option(help="A folder of *.py files to train on; this Python's library if not given.")
+    ] = None,
+    out: Annotated[Optional[Path], typer.Option(help="Folder for the results; runs/<optimizer> if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
+) -> None:
+    """Train a small byte-level GPT on Python's own sources; end with a loss curve, a table and a sample of text."""
+    try:
+        from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
+        from rlx_gpu.train.session import Request, run_session
+    except ModuleNotFoundError as error:
+        fail(f"training needs {error.name}, which is not installed: pip install 'rlx-gpu[train]'", code=1)
+    again = ["rlx-gpu", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
+    try:
+        choices = TrainConfig(
+            optimizer=optimizer,
+            steps=steps,
+            lr=lr,
+            warmup=warmup,
+            seed=seed,
+            batch_size=batch_size,
+            state_dtype=state_dtype,
+            model=ModelConfig(context=context, width=width, layers=layers),
+        )
+        request = Request(optimizer, choices, out, device, data, resume, checkpoint_every)
+        raise typer.Exit(run_session(request, shlex.join(again)))
+    except TrainError as error:
+        fail(str(error), code=2)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False) -> None:
+    """Show versions and devices, which path a tensor would take, and what is wrong if something is."""
+    from rlx_gpu.doctor import run
+
+    raise typer.Exit(run(as_json))
+
+
+@app.command()
+def kernels(
+    arch: Annotated[str, typer.Option(help="The architecture to compile for; no GPU is needed.")] = "sm_90",
+    optimizer: Annotated[Optional[str], typer.Option(help="One optimizer's kernels only.")] = None,
+    dtype: Annotated[Optional[str], typer.Option(help="One storage's kernels only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compile every kernel variant and show its registers, spills, vector width and bytes per parameter."""
+    from rlx_gpu.compile_report import run
+
+    raise typer.Exit(run(arch, optimizer, dtype, as_json))
+
+
+def fail(message: str, code: int) -> None:
+    """End the program with a message on the standard error."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

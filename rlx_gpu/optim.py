@@ -1,0 +1,306 @@
+"""The torch face: every optimizer as a drop-in for `torch.optim`. Param groups and torch's conventions, no mathematics."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+
+from .batch import Batch, Entry, Settings
+from .checkpoint import OPTIMIZER, loaded_state
+from .checks import check_grad, check_param
+from .engine import Engine
+from .reference.hyper import REQUIRED
+from .reference.trait import documentation, signature
+from .state import Storage
+from .table import TABLE, Algorithm
+
+STORAGE = ("state_dtype", "rounding", "seed")
+IGNORED = ("foreach", "fused")  # torch's choice of implementation; here there is one, and it is fused
+REFUSED = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
+OPTIONS_DOC = """\
+    params: parameters, named parameters, or groups of them as dicts, as in torch.optim; every hyperparameter, state_dtype,
+        rounding and seed can be set per group.
+    state_dtype ("float32" or "bfloat16"): format of the state.
+    rounding ("nearest" or "stochastic"): of bfloat16 parameters.
+    seed (int): of stochastic rounding; its bits depend on seed, step and the element's place in the model alone.
+    skip_nonfinite (True or False): whether a NaN or infinity in any gradient makes `step` a no-op, on the device."""
+
+
+class Optimizer(torch.optim.Optimizer):
+    """The base of every optimizer of this module; `make_class` gives it an algorithm.
+
+    `foreach` and `fused` are accepted and change nothing; torch's other switches are accepted if False.
+    """
+
+    algorithm: ClassVar[Algorithm]
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = REQUIRED,
+        *,
+        state_dtype: str = "float32",
+        rounding: str = "nearest",
+        seed: int = 0,
+        skip_nonfinite: bool = False,
+        **hyper: Any,
+    ) -> None:
+        name = self.algorithm.name
+        given = without_switches(name, hyper if lr is REQUIRED else {"lr": lr, **hyper})
+        defaults = self.algorithm.resolve(given)
+        if isinstance(lr, torch.Tensor):
+            defaults["lr"] = lr  # schedulers write into it
+        self.skip_nonfinite = bool(skip_nonfinite)
+        self._start()
+        super().__init__(params, {**defaults, "state_dtype": state_dtype, "rounding": rounding, "seed": seed})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group; hyperparameters it does not set come from the constructor.
+
+        Raises:
+            TypeError, ValueError: a hyperparameter out of range or misspelt, a parameter that cannot be stepped. The
+                optimizer keeps the groups it had.
+        """
+        if isinstance(param_group, dict):
+            near = {*self.defaults, *REFUSED, *IGNORED}
+            for key in param_group.keys() - near - {"params"}:
+                close = difflib.get_close_matches(key, sorted(near), n=1, cutoff=0.8)
+                if close:
+                    raise TypeError(f"{self.algorithm.name}: unknown key {key!r} in a group; did you mean {close[0]!r}?")
+        super().add_param_group(param_group)
+        try:
+            self._settings_of(self.param_groups[-1], len(self.param_groups) - 1)
+            for entry in self._entries_of(self.param_groups[-1], len(self.param_groups) - 1, 0):
+                check_param(entry.name, entry.param)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._layout = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: float | torch.Tensor = 1.0) -> Any:
+        """Updates every parameter that has a gradient.
+
+        Args:
+            closure: re-evaluates the model and returns the loss.
+            grad_scale: factor on every gradient, such as `global_grad_clip_scale` returns; a tensor stays on its device.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            TypeError, ValueError: a gradient, parameter, state or hyperparameter that does not fit, by name; nothing has
+                been changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        entries = self._entries()
+        grads = [entry.param.grad for entry in entries]
+        if any(grad is None for grad in grads):
+            pairs = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if grad is not None]
+            entries, grads = [entry for entry, _ in pairs], [grad for _, grad in pairs]
+        if entries:
+            state = self.state
+            states = [state[entry.param] for entry in entries]
+            settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
+            self._engine.step(None, Batch(entries, grads, states, settings), grad_scale)
+            torch.autograd.graph.increment_version([entry.param for entry in entries])
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in torch's format; a parameter's step count is a tensor of its own."""
+        self._engine.settle()
+        saved: dict[str, Any] = super().state_dict()
+        saved["state"] = {
+            key: {slot: value.clone() if is_scalar(value) else value for slot, value in state.items()}
+            for key, state in saved["state"].items()
+        }
+        saved["param_groups"] = [{**group, OPTIMIZER: self.algorithm.name} for group in saved["param_groups"]]
+        return saved
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state of this optimizer, or torch.optim's of the same algorithm, in full or, on an error, not at all.
+
+        Every slot keeps the dtype that the groups' `state_dtype` names; a checkpoint without one (torch's) is converted
+        to this optimizer's. Nothing is cast to the parameter's dtype.
+
+        Raises:
+            ValueError: other groups or parameters, another optimizer's slots, a slot missing or of another shape; names
+                the parameter.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        groups, state = loaded_state(self, state_dict)
+        self._engine.forget()
+        self.__setstate__({"state": state, "param_groups": groups})
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._engine.settle()
+        return {**super().__getstate__(), "skip_nonfinite": self.skip_nonfinite}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not hasattr(self, "_engine"):
+            self._start()
+        self._layout = None
+
+    def _start(self) -> None:
+        """What is not saved: the engine, and the flat view of the groups."""
+        self._engine = Engine(self.algorithm, skip_nonfinite=self.skip_nonfinite)
+        self._layout: tuple[list[torch.Tensor], list[Entry]] | None = None
+        self._checked: dict[int, tuple[tuple[Any, ...], Settings]] = {}
+
+    def _entries(self) -> list[Entry]:
+        """One entry per parameter of all groups, the same objects as long as the groups hold the same tensors."""
+        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
+        if self._layout is not None and len(params) == len(self._layout[0]):
+            if all(map(is_same, params, self._layout[0])):
+                return self._layout[1]
+        entries: list[Entry] = []
+        for index, group in enumerate(self.param_groups):
+            origin = entries[-1].origin + entries[-1].param.numel() if entries else 0
+            entries += self._entries_of(group, index, origin)
+        self._layout = (params, entries)
+        return entries
+
+    def _entries_of(self, group: Mapping[str, Any], index: int, origin: int) -> list[Entry]:
+        names = group.get("param_names") or [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
+        entries = []
+        for name, param in zip(names, group["params"], strict=True):
+            entries.append(Entry(name, param, group=index, origin=origin))
+            origin += param.numel()
+        return entries
+
+    def _settings_of(self, group: Mapping[str, Any], index: int) -> Settings:
+        """A group's hyperparameters and storage, checked whenever one has changed."""
+        known = (*(hyper.name for hyper in self.algorithm.hyperparameters), *STORAGE)
+        values = tuple(number(group[key]) if key in group else MISSING for key in known)
+        cached = self._checked.get(index)
+        if cached is not None and cached[0] == values:
+            return cached[1]
+        settings = settings_from(self.algorithm, group, f"param_groups[{index}]")
+        self._checked[index] = (values, settings)
+        return settings
+
+
+MISSING = object()
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a state value is a 0-d tensor: a counter that shares memory with others."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0
+
+
+def is_same(left: object, right: object) -> bool:
+    """Whether both are one object."""
+    return left is right
+
+
+def number(value: Any) -> Any:
+    """A hyperparameter's value; one that lies in a tensor is read, on the host."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu":
+            raise ValueError(f"a hyperparameter must lie on the host, got a tensor on {str(value.device)!r}")
+        return value.item()
+    return value
+
+
+def settings_from(algorithm: Algorithm, group: Mapping[str, Any], label: str) -> Settings:
+    """A group's settings.
+
+    Raises:
+        TypeError, ValueError: as `Algorithm.resolve`, with the group's name before it.
+    """
+    given = {hyper.name: number(group[hyper.name]) for hyper in algorithm.hyperparameters if hyper.name in group}
+    without_switches(algorithm.name, {key: group[key] for key in REFUSED if key in group})
+    try:
+        hyper = algorithm.resolve(given)
+        return Settings(hyper, Storage(**{key: group[key] for key in STORAGE if key in group}))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{label}: {error}") from None
+
+
+def without_switches(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters without torch's implementation switches.
+
+    Raises:
+        ValueError: a switch that asks for what is not built.
+    """
+    for switch in REFUSED:
+        decoupled = switch == "decoupled_weight_decay" and name.endswith("W")
+        if given.get(switch) and not decoupled:
+            raise ValueError(f"{name}: {switch}={given[switch]!r} is not supported, must be False")
+    return {key: value for key, value in given.items() if key not in (*IGNORED, *REFUSED)}
+
+
+class HessianOptimizer(Optimizer):
+    """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
+
+    @torch.no_grad()
+    def update_hessian(self, params: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor]) -> None:
+        """Mixes estimates of the Hessian's diagonal (see `rlx_gpu.hessian`) into the state of their parameters.
+
+        Args:
+            params: parameters of this optimizer.
+            estimates: one for each, of its shape and device.
+
+        Raises:
+            TypeError, ValueError: a parameter that is not this optimizer's, an estimate that does not fit; by name.
+        """
+        params, estimates = list(params), list(estimates)
+        if len(params) != len(estimates):
+            raise ValueError(f"update_hessian: {len(params)} params but {len(estimates)} estimates")
+        known = {id(entry.param): entry for entry in self._entries()}
+        for index, param in enumerate(params):
+            if id(param) not in known:
+                raise ValueError(f"update_hessian: params[{index}] is not a parameter of this optimizer")
+        entries = [known[id(param)] for param in params]
+        for entry, estimate in zip(entries, estimates, strict=True):
+            check_grad(entry.name, entry.param, estimate, "estimate")
+        settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
+        states = [self.state[param] for param in params]
+        self._engine.update_hessian(Batch(entries, estimates, states, settings))
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of state that an optimizer keeps on its parameters' devices, step counts and other scalars left out."""
+    tensors = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.ndim)
+
+
+@functools.cache
+def make_class(name: str) -> type[Optimizer]:
+    """The torch class of an algorithm, with its hyperparameters in the signature and the documentation."""
+    algorithm = TABLE[name]
+    base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
+    params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    members = {
+        "__doc__": documentation(algorithm.reference, OPTIONS_DOC),
+        "__module__": __name__,
+        "__signature__": signature(algorithm.reference, Optimizer.__init__, params),
+        "algorithm": algorithm,
+    }
+    return type(name, (base,), members)
+
+
+def __getattr__(name: str) -> type[Optimizer]:
+    if name in TABLE:
+        return make_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *TABLE})
