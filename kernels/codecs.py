@@ -1,10 +1,10 @@
 """How a stream of numbers is stored: float32 values on one side, buffers in memory on the other.
 
 A codec is a pair of JIT functions and the buffers they need. `load(addresses, offsets, mask)` returns float32 values;
-`store(addresses, offsets, mask, value, key)` writes them. `addresses` is a tuple of int64 addresses, one per buffer, 16-byte
-aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are int64 element indices;
-`key = (seed, step, origin)` names the random bits: `origin + offset` is the element's index among all parameters.
-A codec that keeps several buffers (a value and its scales, a value and its correction) lists them all.
+`store(addresses, offsets, mask, value, key)` writes them. `addresses` is a tuple of int64 addresses, one per buffer,
+16-byte aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are int64
+element indices; `key = (seed, step, origin)` names the random bits: `origin + offset` is the element's index among all
+parameters. A codec that keeps several buffers (a value and its scales, a value and its correction) lists them all.
 """
 
 from __future__ import annotations

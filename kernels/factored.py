@@ -1,7 +1,7 @@
 """The driver for factored second moments: row and column means of every matrix, without float atomics.
 
-Six launches serve all matrices: tile sums, moments, row means, norms, `finish_sums_kernel`, update. The update tensor is
-never stored: the norms and the update recompute it from the vectors.
+Six launches serve all matrices: tile sums, moments, row means, norms, `finish_sums_kernel`, update. The update tensor
+is never stored: the norms and the update recompute it from the vectors.
 
 Tables, all on the device (built by `rlx_gpu.engine`):
     table   int64 [tensors, columns]: the addresses of parameter, gradient, row_var and col_var, then ROWS, COLS,
@@ -32,7 +32,9 @@ TAIL_COLUMNS = ("rows", "cols", "vectorized", "row_partials", "col_partials", "h
 
 
 @triton.jit
-def _tile_sums(addresses, offsets, mask, row, col, extent, partials, hyper, scale, RULES: tl.constexpr, STREAMS: tl.constexpr):
+def _tile_sums(
+    addresses, offsets, mask, row, col, extent, partials, hyper, scale, RULES: tl.constexpr, STREAMS: tl.constexpr
+):
     grad = STREAMS[1][0](addresses[1], offsets, mask) * scale
     square = RULES[0](grad, hyper)
     if mask is not None:

@@ -39,7 +39,10 @@ def finite_square_rule(param, grad, state, hyper):
 
 
 SQUARED_NORM = RuleSpec(
-    "squared_norm", slots=(), passes=(Pass(finite_square_rule, writes=(), sums=2),), scalars=lambda hyper, step, counters: ()
+    "squared_norm",
+    slots=(),
+    passes=(Pass(finite_square_rule, writes=(), sums=2),),
+    scalars=lambda hyper, step, counters: (),
 )
 
 
@@ -47,8 +50,8 @@ SQUARED_NORM = RuleSpec(
 def guard_kernel(sums_ptr, control_ptr, skipped_ptr, known):
     """Makes the step a no-op if any gradient entry was not finite, and counts the steps skipped.
 
-    `sums_ptr` float32 [2] holds the squared norm and the number of entries that are not finite; `known` is how many of the
-    steps in `skipped_ptr` int32 [1] the host had heard of when it prepared the rows of this step.
+    `sums_ptr` float32 [2] holds the squared norm and the number of entries that are not finite; `known` is how many of
+    the steps in `skipped_ptr` int32 [1] the host had heard of when it prepared the rows of this step.
     """
     skipped = tl.load(skipped_ptr)
     bad = (tl.load(sums_ptr + 1) > 0.0).to(tl.int32)

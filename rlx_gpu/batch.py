@@ -21,7 +21,7 @@ class Settings:
 
 @dataclass(eq=False)
 class Entry:
-    """One parameter: its name for errors, its tensor, its group, its lr_scale, and its first element's place among all."""
+    """One parameter: name (for errors), tensor, group, lr_scale, and its first element's place among all elements."""
 
     name: str
     param: torch.Tensor

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .groups import settings_from
 from .state import STEP, State, loaded_slot
 
 if TYPE_CHECKING:
@@ -23,21 +24,23 @@ def loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> tuple[l
     Raises:
         ValueError: names what does not fit.
     """
-    from .optim import settings_from
-
     for key in ("state", "param_groups"):
         if key not in state_dict:
             raise ValueError(f"state dict: missing {key!r}")
     saved_groups = state_dict["param_groups"]
     if len(saved_groups) != len(optimizer.param_groups):
-        raise ValueError(f"state dict: has {len(saved_groups)} param groups, the optimizer {len(optimizer.param_groups)}")
+        raise ValueError(
+            f"state dict: has {len(saved_groups)} param groups, the optimizer {len(optimizer.param_groups)}"
+        )
     groups: list[dict[str, Any]] = []
     state: defaultdict[Any, State] = defaultdict(dict)
     known = set()
     for index, (saved, own) in enumerate(zip(saved_groups, optimizer.param_groups, strict=True)):
         label = f"param_groups[{index}]"
         if len(saved["params"]) != len(own["params"]):
-            raise ValueError(f"state dict: {label} has {len(saved['params'])} parameters, the optimizer's {len(own['params'])}")
+            raise ValueError(
+                f"state dict: {label} has {len(saved['params'])} parameters, the optimizer's {len(own['params'])}"
+            )
         owner = saved.get(OPTIMIZER, optimizer.algorithm.name)
         if owner != optimizer.algorithm.name:
             raise ValueError(f"state dict: {label} belongs to {owner}, this is {optimizer.algorithm.name}")

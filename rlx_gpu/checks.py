@@ -1,4 +1,4 @@
-"""Refusals: every tensor is checked before anything is touched, and an error names the parameter and what would be right."""
+"""Refusals, before anything is touched: an error names the parameter, what was wrong and what would be right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .table import Algorithm
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether tensors of this device are stepped by the Triton kernels: CUDA always, the CPU if they are interpreted."""
+    """Whether the Triton kernels step tensors of this device: CUDA always, the CPU if they are interpreted."""
     return device.type == "cuda" or (device.type == "cpu" and interpreted())
 
 
@@ -101,4 +101,6 @@ def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: Stat
                 f"{label} is on {str(found.device)!r}, the parameter on {str(entry.param.device)!r}; move it back"
             )
         if found.stride() != wanted.stride():
-            raise ValueError(f"{label} has stride {found.stride()}, the parameter's memory order needs {wanted.stride()}")
+            raise ValueError(
+                f"{label} has stride {found.stride()}, the parameter's memory order needs {wanted.stride()}"
+            )

@@ -34,7 +34,8 @@ class Control:
 class SkipLedger:
     """How many steps a device has skipped, as far as the host knows.
 
-    After each step the device's count is copied to the host behind an event; `collect` reads the copies that have arrived.
+    After each step the device's count is copied to the host behind an event; `collect` reads the copies that have
+    arrived.
     """
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class SkipLedger:
             return
         count = torch.empty(1, dtype=torch.int32, pin_memory=True)
         count.copy_(skipped, non_blocking=True)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._reports.append((event, count))
 
@@ -68,4 +69,4 @@ class SkipLedger:
         event = self._reports[0][0]
         if event is not None and wait:
             event.synchronize()
-        return event is None or event.query()
+        return event is None or bool(event.query())  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
-"""The engine: takes parameters, gradients, state and hyperparameters, and steps them all in as few launches as there are
-combinations of device, rule and storage. Both faces are built on it; it knows neither.
+"""The engine: takes parameters, gradients, state and hyperparameters, and steps them all in as few launches as there
+are combinations of device, rule and storage. Both faces are built on it; it knows neither.
 
 In the steady state a step compares addresses, writes a few rows of hyperparameters and launches.
 """

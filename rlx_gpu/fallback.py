@@ -29,7 +29,7 @@ def reference_step(
     origin: int,
     grad_scale: float,
 ) -> None:
-    """One parameter's step: numbers to float64, the reference's update, numbers back in their formats; `step` is not touched."""
+    """One parameter's step in float64, stored back in the tensors' formats; the step count is left to the plan."""
     step = int(state[STEP]) + 1
     gradient = to_numpy(grad)
     if grad_scale != 1.0:

@@ -1,4 +1,4 @@
-"""Estimators of the Hessian's diagonal for Sophia; hand what they return to `optimizer.update_hessian(params, estimates)`."""
+"""Estimators of the Hessian's diagonal, for Sophia's `optimizer.update_hessian(params, estimates)`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def hutchinson(
     """Hutchinson's estimate z ⊙ Hz, with z of random signs; unbiased, and may be negative.
 
     Args:
-        loss: a scalar with its graph; it is differentiated twice, so every operation behind it must allow that (attention
-            kernels that do not: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)).
+        loss: a scalar with its graph; it is differentiated twice, so every operation behind it must allow that
+            (attention kernels that do not: torch.nn.attention.sdpa_kernel(SDPBackend.MATH)).
         params: the parameters to estimate for.
         generator: source of the signs, on the parameters' device.
 
@@ -27,7 +27,9 @@ def hutchinson(
     with torch.enable_grad():
         grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
         signs = [_signs(param, generator) for param in params]
-        used = [(grad, sign) for grad, sign in zip(grads, signs, strict=True) if grad is not None and grad.requires_grad]
+        used = [
+            (grad, sign) for grad, sign in zip(grads, signs, strict=True) if grad is not None and grad.requires_grad
+        ]
         if not used:
             return [torch.zeros_like(param) for param in params]
         product = torch.stack([(grad * sign).sum() for grad, sign in used]).sum()

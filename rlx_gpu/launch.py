@@ -31,7 +31,11 @@ class BucketKey:
 
 
 def bucket_key(
-    spec: RuleSpec | FactoredSpec, param: torch.Tensor, grad: torch.Tensor, slots: Sequence[torch.Tensor], storage: Storage
+    spec: RuleSpec | FactoredSpec,
+    param: torch.Tensor,
+    grad: torch.Tensor,
+    slots: Sequence[torch.Tensor],
+    storage: Storage,
 ) -> BucketKey:
     """The bucket of one parameter."""
     names = [DTYPE_NAMES[tensor.dtype] for tensor in (param, grad, *slots)]
@@ -62,14 +66,15 @@ class ElementwiseBucket:
     """
 
     def __init__(self, key: BucketKey, streams: Sequence[Sequence[torch.Tensor]], origins: Sequence[int]) -> None:
-        self.key = key
+        assert isinstance(key.spec, RuleSpec)
+        self.key, self.spec = key, key.spec
         self.numels = np.array([row[0].numel() for row in streams], dtype=np.int64)
         self.origins = np.array(origins, dtype=np.int64)
         programs, ranges = tables.blocks(self.numels, elementwise.BLOCK)
         self.programs = len(programs)
         self.chunks = tables.upload(programs, key.device)
         self.ranges = tables.upload(ranges, key.device)
-        sums = max(spec_pass.sums for spec_pass in key.spec.passes)
+        sums = max(current.sums for current in key.spec.passes)
         self.partials = torch.empty((self.programs, sums), dtype=torch.float32, device=key.device)
         self.sums = torch.empty((len(streams), sums), dtype=torch.float32, device=key.device)
 
@@ -83,8 +88,8 @@ class ElementwiseBucket:
     def step(self, hypers: torch.Tensor, control: torch.Tensor) -> None:
         """All passes of the rule."""
         scalars = hypers.shape[1] - tables.KEY_WORDS
-        for index, current in enumerate(self.key.spec.passes):
-            constants = elementwise.constants(self.key.spec, index, self.key.codecs, scalars)
+        for index, current in enumerate(self.spec.passes):
+            constants = elementwise.constants(self.spec, index, self.key.codecs, scalars)
             pointers = (self.table, self.chunks, hypers, control, self.sums, self.partials)
             launch(elementwise.fused_step_kernel, self.programs, *pointers, **constants)
             if current.sums:
@@ -101,7 +106,8 @@ class FactoredBucket:
     """
 
     def __init__(self, key: BucketKey, streams: Sequence[Sequence[torch.Tensor]], origins: Sequence[int]) -> None:
-        self.key = key
+        assert isinstance(key.spec, FactoredSpec)
+        self.key, self.spec = key, key.spec
         params = [row[0] for row in streams]
         self.transposed = np.array([not param.is_contiguous() for param in params])
         shapes = np.array([tuple(param.shape) for param in params], dtype=np.int64)
@@ -133,7 +139,7 @@ class FactoredBucket:
     def step(self, hypers: torch.Tensor, control: torch.Tensor) -> None:
         """Tile sums, moments, row means, norms, update."""
         scalars = hypers.shape[1] - tables.KEY_WORDS
-        constants = factored.constants(self.key.spec, self.key.codecs, scalars)
+        constants = factored.constants(self.spec, self.key.codecs, scalars)
         tile_pointers = (self.table, self.tiles, hypers, control)
         vector_pointers = (self.table, self.vectors, hypers, control)
         launch(factored.factored_sums_kernel, self.programs, *tile_pointers, self.workspace, **constants["sums"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from . import reference
 from .checks import runs_kernels
@@ -18,11 +19,12 @@ def l2_norm(x: Any) -> Any:
     """‖x‖ = √(Σ x²) over the finite entries.
 
     Args:
-        x: a tensor or anything with `__dlpack__`, float32, bfloat16 or float16 (float64 on the CPU too), or a NumPy array.
+        x: a tensor or anything with `__dlpack__`, float32, bfloat16 or float16 (float64 on the CPU too), or a NumPy
+        array.
 
     Returns:
-        A 0-d float32 tensor on x's device, summed in a fixed order; a float for a NumPy array. The squares are formed in
-        float32, so entries beyond 1e19 overflow to infinity.
+        A 0-d float32 tensor on x's device, summed in a fixed order; a float for a NumPy array. The squares are formed
+        in float32, so entries beyond 1e19 overflow to infinity.
     """
     if isinstance(x, np.ndarray):
         return reference.l2_norm(x)
@@ -53,7 +55,7 @@ def _tensor(x: Any) -> torch.Tensor:
     """A dense tensor of the array's memory, or of a copy where that has gaps."""
     if not (isinstance(x, torch.Tensor) or hasattr(x, "__dlpack__")):
         raise TypeError(f"expected a torch tensor, a NumPy array or an object with __dlpack__, got {type(x).__name__}")
-    tensor = x.detach() if isinstance(x, torch.Tensor) else torch.from_dlpack(x)
+    tensor = x.detach() if isinstance(x, torch.Tensor) else from_dlpack(x)
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         raise TypeError(f"expected a dense float tensor, got {tensor.layout} of {tensor.dtype}")
     return tensor if is_dense(tensor) else tensor.contiguous()

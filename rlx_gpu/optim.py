@@ -1,11 +1,12 @@
-"""The torch face: every optimizer as a drop-in for `torch.optim`. Param groups and torch's conventions, no mathematics."""
+"""The torch face: every optimizer as a drop-in for `torch.optim`; torch's conventions and no mathematics."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -15,17 +16,14 @@ from .batch import Batch, Entry, Settings
 from .checkpoint import OPTIMIZER, loaded_state
 from .checks import check_grad, check_param
 from .engine import Engine
+from .groups import IGNORED, REFUSED, group_values, settings_from, without_switches
 from .reference.hyper import REQUIRED
 from .reference.trait import documentation, signature
-from .state import Storage
 from .table import TABLE, Algorithm
 
-STORAGE = ("state_dtype", "rounding", "seed")
-IGNORED = ("foreach", "fused")  # torch's choice of implementation; here there is one, and it is fused
-REFUSED = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
 OPTIONS_DOC = """\
-    params: parameters, named parameters, or groups of them as dicts, as in torch.optim; every hyperparameter, state_dtype,
-        rounding and seed can be set per group.
+    params: parameters, named parameters, or groups of them as dicts, as in torch.optim; every hyperparameter,
+        state_dtype, rounding and seed can be set per group.
     state_dtype ("float32" or "bfloat16"): format of the state.
     rounding ("nearest" or "stochastic"): of bfloat16 parameters.
     seed (int): of stochastic rounding; its bits depend on seed, step and the element's place in the model alone.
@@ -39,6 +37,10 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     algorithm: ClassVar[Algorithm]
+    skip_nonfinite: bool
+    _engine: Engine
+    _layout: tuple[list[torch.Tensor], list[Entry]] | None  # the groups' parameters and their entries, flat
+    _checked: dict[int, tuple[list[tuple[str, Any]], Settings]]  # by group: what was checked, and the result
 
     def __init__(
         self,
@@ -72,7 +74,9 @@ class Optimizer(torch.optim.Optimizer):
             for key in param_group.keys() - near - {"params"}:
                 close = difflib.get_close_matches(key, sorted(near), n=1, cutoff=0.8)
                 if close:
-                    raise TypeError(f"{self.algorithm.name}: unknown key {key!r} in a group; did you mean {close[0]!r}?")
+                    raise TypeError(
+                        f"{self.algorithm.name}: unknown key {key!r} in a group; did you mean {close[0]!r}?"
+                    )
         super().add_param_group(param_group)
         try:
             self._settings_of(self.param_groups[-1], len(self.param_groups) - 1)
@@ -89,24 +93,25 @@ class Optimizer(torch.optim.Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss.
-            grad_scale: factor on every gradient, such as `global_grad_clip_scale` returns; a tensor stays on its device.
+            grad_scale: factor on every gradient, such as `global_grad_clip_scale` returns; a tensor stays on its
+            device.
 
         Returns:
             The closure's loss, or None.
 
         Raises:
-            TypeError, ValueError: a gradient, parameter, state or hyperparameter that does not fit, by name; nothing has
-                been changed then.
+            TypeError, ValueError: a gradient, parameter, state or hyperparameter that does not fit, by name; nothing
+                has been changed then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         entries = self._entries()
-        grads = [entry.param.grad for entry in entries]
+        grads: list[Any] = [entry.param.grad for entry in entries]
         if any(grad is None for grad in grads):
-            pairs = [(entry, grad) for entry, grad in zip(entries, grads, strict=True) if grad is not None]
-            entries, grads = [entry for entry, _ in pairs], [grad for _, grad in pairs]
+            entries = [entry for entry, grad in zip(entries, grads, strict=True) if grad is not None]
+            grads = [entry.param.grad for entry in entries]
         if entries:
             state = self.state
             states = [state[entry.param] for entry in entries]
@@ -126,7 +131,6 @@ class Optimizer(torch.optim.Optimizer):
         saved["param_groups"] = [{**group, OPTIMIZER: self.algorithm.name} for group in saved["param_groups"]]
         return saved
 
-    @torch._disable_dynamo
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state of this optimizer, or torch.optim's of the same algorithm, in full or, on an error, not at all.
 
@@ -137,15 +141,15 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: other groups or parameters, another optimizer's slots, a slot missing or of another shape; names
                 the parameter.
         """
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = hook(self, state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state_dict)
             if changed is not None:
                 state_dict = changed
         groups, state = loaded_state(self, state_dict)
         self._engine.forget()
         self.__setstate__({"state": state, "param_groups": groups})
-        for hook in self._optimizer_load_state_dict_post_hooks.values():
-            hook(self)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def __getstate__(self) -> dict[str, Any]:
         self._engine.settle()
@@ -160,15 +164,15 @@ class Optimizer(torch.optim.Optimizer):
     def _start(self) -> None:
         """What is not saved: the engine, and the flat view of the groups."""
         self._engine = Engine(self.algorithm, skip_nonfinite=self.skip_nonfinite)
-        self._layout: tuple[list[torch.Tensor], list[Entry]] | None = None
-        self._checked: dict[int, tuple[tuple[Any, ...], Settings]] = {}
+        self._layout = None
+        self._checked = {}
 
     def _entries(self) -> list[Entry]:
         """One entry per parameter of all groups, the same objects as long as the groups hold the same tensors."""
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        if self._layout is not None and len(params) == len(self._layout[0]):
-            if all(map(is_same, params, self._layout[0])):
-                return self._layout[1]
+        known, flat = self._layout or ([], [])
+        if len(params) == len(known) and all(map(operator.is_, params, known)):
+            return flat
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
             origin = entries[-1].origin + entries[-1].param.numel() if entries else 0
@@ -177,7 +181,9 @@ class Optimizer(torch.optim.Optimizer):
         return entries
 
     def _entries_of(self, group: Mapping[str, Any], index: int, origin: int) -> list[Entry]:
-        names = group.get("param_names") or [f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))]
+        names = group.get("param_names") or [
+            f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))
+        ]
         entries = []
         for name, param in zip(names, group["params"], strict=True):
             entries.append(Entry(name, param, group=index, origin=origin))
@@ -186,64 +192,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _settings_of(self, group: Mapping[str, Any], index: int) -> Settings:
         """A group's hyperparameters and storage, checked whenever one has changed."""
-        known = (*(hyper.name for hyper in self.algorithm.hyperparameters), *STORAGE)
-        values = tuple(number(group[key]) if key in group else MISSING for key in known)
+        values = group_values(self.algorithm, group)
         cached = self._checked.get(index)
         if cached is not None and cached[0] == values:
             return cached[1]
         settings = settings_from(self.algorithm, group, f"param_groups[{index}]")
         self._checked[index] = (values, settings)
         return settings
-
-
-MISSING = object()
-
-
-def is_scalar(value: Any) -> bool:
-    """Whether a state value is a 0-d tensor: a counter that shares memory with others."""
-    return isinstance(value, torch.Tensor) and value.ndim == 0
-
-
-def is_same(left: object, right: object) -> bool:
-    """Whether both are one object."""
-    return left is right
-
-
-def number(value: Any) -> Any:
-    """A hyperparameter's value; one that lies in a tensor is read, on the host."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            raise ValueError(f"a hyperparameter must lie on the host, got a tensor on {str(value.device)!r}")
-        return value.item()
-    return value
-
-
-def settings_from(algorithm: Algorithm, group: Mapping[str, Any], label: str) -> Settings:
-    """A group's settings.
-
-    Raises:
-        TypeError, ValueError: as `Algorithm.resolve`, with the group's name before it.
-    """
-    given = {hyper.name: number(group[hyper.name]) for hyper in algorithm.hyperparameters if hyper.name in group}
-    without_switches(algorithm.name, {key: group[key] for key in REFUSED if key in group})
-    try:
-        hyper = algorithm.resolve(given)
-        return Settings(hyper, Storage(**{key: group[key] for key in STORAGE if key in group}))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{label}: {error}") from None
-
-
-def without_switches(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The hyperparameters without torch's implementation switches.
-
-    Raises:
-        ValueError: a switch that asks for what is not built.
-    """
-    for switch in REFUSED:
-        decoupled = switch == "decoupled_weight_decay" and name.endswith("W")
-        if given.get(switch) and not decoupled:
-            raise ValueError(f"{name}: {switch}={given[switch]!r} is not supported, must be False")
-    return {key: value for key, value in given.items() if key not in (*IGNORED, *REFUSED)}
 
 
 class HessianOptimizer(Optimizer):
@@ -273,6 +228,11 @@ class HessianOptimizer(Optimizer):
         settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
         states = [self.state[param] for param in params]
         self._engine.update_hessian(Batch(entries, estimates, states, settings))
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a state value is a 0-d tensor: a counter that shares memory with others."""
+    return isinstance(value, torch.Tensor) and value.ndim == 0
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

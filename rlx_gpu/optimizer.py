@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from .batch import Batch, Entry, Settings
 from .checks import check_grad, check_param
@@ -82,7 +83,8 @@ class Optimizer:
 
         Args:
             items: name, shape, parameter and gradient of each. float32, bfloat16 or float16; float64 on the CPU too.
-            grad_scale: factor on every gradient, such as `global_grad_clip_scale` returns; a tensor stays on its device.
+            grad_scale: factor on every gradient, such as `global_grad_clip_scale` returns; a tensor stays on its
+            device.
 
         Raises:
             TypeError: a parameter or gradient that is no array, sparse, complex or of another dtype.
@@ -130,7 +132,7 @@ class Optimizer:
         return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, and metadata under names without a slash."""
+        """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, metadata under keys without a slash."""
         self._engine.settle()
         storage = self._settings.storage
         result: dict[str, Any] = {"optimizer": self.algorithm.name, "iteration": self.iteration}
@@ -177,7 +179,7 @@ class Optimizer:
         elif isinstance(value, np.ndarray):
             tensor = self._staged_tensor(name, what, value)
         elif hasattr(value, "__dlpack__"):
-            tensor = torch.from_dlpack(value)
+            tensor = from_dlpack(value)
         else:
             raise TypeError(
                 f"parameter {name!r}: {what} must be a torch tensor, a NumPy array or have __dlpack__, "
@@ -242,7 +244,8 @@ class HessianOptimizer(Optimizer):
     """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
 
     def update_hessian(self, name: str, estimate: Any) -> None:
-        """Mixes an estimate of the Hessian's diagonal, shaped like the parameter, into the state of a stepped parameter.
+        """Mixes an estimate of the Hessian's diagonal, shaped like the parameter, into the state of a stepped
+        parameter.
 
         Raises:
             ValueError: the parameter has not been stepped yet, or the estimate does not fit it.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 
 from .batch import Batch, Entry, Settings
 from .checks import check_grad, check_param, check_state, runs_kernels
+from .control import IN_FLIGHT, Control, SkipLedger
 from .state import STEP, State, expected_state, is_scalar_slot, new_slot, same_layout
 from .table import Algorithm
-from .control import IN_FLIGHT, Control, SkipLedger
 from .tables import hyper_rows, upload
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
 _pointer = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
+_dtype, _shape, _device = attrgetter("dtype"), attrgetter("shape"), attrgetter("device")
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Group:
     members: list[int]
     cohorts: list[Cohort] = field(default_factory=list)
     cohort_of: list[int] = field(default_factory=list)
+    pointers: Any = None  # int64 [members, streams]
 
 
 class Plan:
@@ -58,18 +61,24 @@ class Plan:
         algorithm: the optimizer.
         batch: the first step's batch. States are completed in place.
         select: the rule for a parameter's settings; asked only for parameters that the kernels step.
-        guarded: whether steps may be skipped on the device. Then a cohort keeps a row for each step whose outcome the host
-            may not know yet, and the gradients' norms have their tables ready.
+        guarded: whether steps may be skipped on the device. Then a cohort keeps a row for each step whose outcome the
+            host may not know yet, and the gradients' norms have their tables ready.
     """
+
+    grad_pointers: list[int]
+    grad_signatures: list[Any]
+    grad_places: list[Any]
 
     def __init__(self, algorithm: Algorithm, batch: Batch, select: Select, *, guarded: bool = False) -> None:
         self.algorithm = algorithm
         self.entries = list(batch.entries)
+        self.params = [entry.param for entry in batch.entries]
         self.width = IN_FLIGHT + 1 if guarded else 1
         self.ledger = SkipLedger()
         self.layouts = [slot_names(algorithm, settings) for settings in batch.settings]
-        missing = [self._check(*item, batch.settings) for item in zip(batch.entries, batch.grads, batch.states, strict=True)]
-        for entry, state, slots in zip(self.entries, batch.states, missing, strict=True):
+        members = list(zip(batch.entries, batch.grads, batch.states, strict=True))
+        missing = [self._check(entry, grad, state, batch.settings[entry.group]) for entry, grad, state in members]
+        for (entry, _, state), slots in zip(members, missing, strict=True):
             storage = batch.settings[entry.group].storage
             state.update({slot: new_slot(algorithm, slot, initial, entry.param, storage) for slot, initial in slots})
         self._home_counters(batch.states)
@@ -83,7 +92,7 @@ class Plan:
         self.controls = {device: Control(device) for device in {group.bucket.key.device for group in self.groups}}
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
-        self.owned = owned_pointers(batch)
+        self.owned = self._owned_pointers(batch)
         self._remember_grads(batch.grads)
         self._place(batch)
 
@@ -92,26 +101,26 @@ class Plan:
         if batch.entries != self.entries or self.layouts != [slot_names(self.algorithm, s) for s in batch.settings]:
             return False
         try:
-            if owned_pointers(batch) != self.owned or [grad.dtype for grad in batch.grads] != self.grad_dtypes:
-                return False
-            if list(map(_stride, batch.grads)) != self.grad_strides:
+            if self._owned_pointers(batch) != self.owned or signatures(batch.grads) != self.grad_signatures:
                 return False
             pointers = list(map(_pointer, batch.grads))
         except (RuntimeError, TypeError, AttributeError):  # a gradient that is sparse or no tensor: the check says so
             return False
         if pointers != self.grad_pointers:
-            for entry, grad in zip(self.entries, batch.grads, strict=True):
-                check_grad(entry.name, entry.param, grad)
-            self._remember_grads(batch.grads)
-            self._place(batch)
+            if places(batch.grads) != self.grad_places:
+                return False
+            self.grad_pointers = pointers
+            self._place_grads()
         if not np.array_equal(self.steps, self.expected_steps):  # somebody wrote to a step count
             self._regroup()
             self._place(batch)
         return True
 
     def rows(self, group: Group, settings: Sequence[Settings]) -> torch.Tensor:
-        """The hyperparameters of this step, on the device: a cohort's first row assumes that no pending step was skipped,
-        the next that one was, and so on."""
+        """The hyperparameters of this step, on the device.
+
+        A cohort's first row assumes that no pending step was skipped, the next that one was, and so on.
+        """
         spec = group.bucket.key.spec
         rows: list[tuple[float, ...]] = []
         steps: list[int] = []
@@ -154,13 +163,12 @@ class Plan:
             self.advance(-skipped)
 
     def _check(
-        self, entry: Entry, grad: torch.Tensor, state: State, settings: Sequence[Settings]
+        self, entry: Entry, grad: torch.Tensor, state: State, settings: Settings
     ) -> list[tuple[str, np.ndarray[Any, Any]]]:
         """Refuses what does not fit; returns the slots to allocate."""
         check_param(entry.name, entry.param)
         check_grad(entry.name, entry.param, grad)
-        chosen = settings[entry.group]
-        initial, expected = expected_state(self.algorithm, chosen.hyper, entry.param, chosen.storage)
+        initial, expected = expected_state(self.algorithm, settings.hyper, entry.param, settings.storage)
         check_state(self.algorithm, entry, state, expected)
         if state and STEP not in state:
             raise ValueError(f"parameter {entry.name!r}: state slot {STEP!r} is missing; found {sorted(state)}")
@@ -171,7 +179,7 @@ class Plan:
         self.steps = np.array([float(state[STEP]) for state in states], dtype=np.float32)
         scalars = {slot for state in states for slot in state if slot != STEP and is_scalar_slot(self.algorithm, slot)}
         self.counters = {
-            slot: np.array([float(state.get(slot, np.nan)) for state in states], dtype=np.float64) for slot in sorted(scalars)
+            slot: np.array([float(state.get(slot, np.nan)) for state in states]) for slot in sorted(scalars)
         }
         for slot, array in {STEP: self.steps, **self.counters}.items():
             views = torch.from_numpy(array)
@@ -231,27 +239,43 @@ class Plan:
                     group.cohorts.append(Cohort(entry.group, entry.scale, step, {step: counters}))
                 group.cohort_of.append(found[key])
 
+    def _owned_pointers(self, batch: Batch) -> list[int]:
+        """Where parameters and state lie."""
+        return list(map(_pointer, chain(self.params, chain.from_iterable(map(dict.values, batch.states)))))
+
     def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
         self.grad_pointers = list(map(_pointer, grads))
-        self.grad_dtypes = [grad.dtype for grad in grads]
-        self.grad_strides = list(map(_stride, grads))
+        self.grad_signatures = signatures(grads)
+        self.grad_places = places(grads)
 
     def _place(self, batch: Batch) -> None:
-        """Sends every bucket the addresses of its streams."""
-        grads = [self.copies[i].data_ptr() if i in self.copies else p for i, p in enumerate(self.grad_pointers)]
+        """Sends every bucket the addresses of its streams and the rows that its members read."""
         for group in self.groups:
-            streams = [[self.entries[i].param.data_ptr() for i in group.members], [grads[i] for i in group.members]]
+            streams = [[self.entries[i].param.data_ptr() for i in group.members], [0] * len(group.members)]
             streams += [[batch.states[i][slot].data_ptr() for i in group.members] for slot in group.slots]
-            rows = np.array(group.cohort_of, dtype=np.int64) * self.width
-            group.bucket.place(np.array(streams, dtype=np.int64).T, rows)
+            group.pointers = np.array(streams, dtype=np.int64).T
+        self._place_grads()
+
+    def _place_grads(self) -> None:
+        """Sends every bucket the addresses again, the gradients' being new."""
+        grads = np.array(self.grad_pointers, dtype=np.int64)
+        for i, buffer in self.copies.items():
+            grads[i] = buffer.data_ptr()
+        for group in self.groups:
+            group.pointers[:, 1] = grads[group.members]
+            group.bucket.place(group.pointers, np.array(group.cohort_of, dtype=np.int64) * self.width)
         for norm in self.norms:
-            norm.place(np.array([grads[i] for i in norm.members], dtype=np.int64))
+            norm.place(grads[list(norm.members)])
 
 
-def owned_pointers(batch: Batch) -> list[int]:
-    """Where parameters and state lie, and which tensors they are."""
-    tensors = [*[entry.param for entry in batch.entries], *chain.from_iterable(s.values() for s in batch.states)]
-    return list(map(_pointer, tensors))
+def signatures(grads: Sequence[torch.Tensor]) -> list[Any]:
+    """What of a gradient decides how it is read: dtypes, then strides."""
+    return [*map(_dtype, grads), *map(_stride, grads)]
+
+
+def places(grads: Sequence[torch.Tensor]) -> list[Any]:
+    """Devices, then shapes, of the gradients."""
+    return [*map(_device, grads), *map(_shape, grads)]
 
 
 def slot_names(algorithm: Algorithm, settings: Settings) -> Any:

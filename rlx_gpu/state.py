@@ -87,7 +87,13 @@ def new_slot(
 
 
 def loaded_slot(
-    algorithm: Algorithm, label: str, slot: str, value: Any, param: torch.Tensor, hyper: Mapping[str, Any], storage: Storage
+    algorithm: Algorithm,
+    label: str,
+    slot: str,
+    value: Any,
+    param: torch.Tensor,
+    hyper: Mapping[str, Any],
+    storage: Storage,
 ) -> torch.Tensor:
     """A copy of a checkpoint's slot where and how this parameter keeps it; formats are converted, never guessed.
 
@@ -127,7 +133,7 @@ def rounded(values: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
 def expected_state(
     algorithm: Algorithm, hyper: Mapping[str, Any], param: torch.Tensor, storage: Storage
 ) -> tuple[dict[str, np.ndarray[Any, Any]], State]:
-    """Every slot's initial value, and what its tensor should look like: on the meta device, or on the host for scalars."""
+    """Every slot's initial value, and what its tensor should look like (on the meta device; scalars on the host)."""
     initial = {STEP: np.zeros(()), **algorithm.reference.init_state(tuple(param.shape), **hyper)}
     meta = param.detach().to("meta")
     tensors = {slot: new_slot(algorithm, slot, value, meta, storage) for slot, value in initial.items()}

@@ -35,7 +35,7 @@ def blocks(numels: Array, block: int) -> tuple[Array, Array]:
 
 
 def tiles(rows: Array, cols: Array, tile_rows: int, tile_cols: int) -> tuple[Array, Array]:
-    """Every tile of every matrix, as `blocks`: int32 [programs, 3] of (tensor, tile row, tile column), and the ranges."""
+    """Every tile of every matrix, as `blocks`: int32 [programs, 3] of (tensor, tile row, tile column), and ranges."""
     across = -(-cols // tile_cols)
     programs, ranges = blocks(-(-rows // tile_rows) * across, 1)
     tensor, tile = programs.T
@@ -43,7 +43,7 @@ def tiles(rows: Array, cols: Array, tile_rows: int, tile_cols: int) -> tuple[Arr
 
 
 def vectors(rows: Array, cols: Array, block: int) -> Array:
-    """Every block of every matrix's row vector, then of its column vector: int32 [programs, 3] of (tensor, side, block)."""
+    """Every block of every row vector, then of every column vector: int32 [programs, 3] of (tensor, side, block)."""
     sides = [np.insert(blocks(lengths, block)[0], 1, side, axis=1) for side, lengths in enumerate((rows, cols))]
     return np.concatenate(sides).astype(np.int32)
 

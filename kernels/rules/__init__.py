@@ -1,1 +1,1 @@
-"""The update rules: one file an algorithm, each with `select(hyper, ndim)`, which names the spec that applies, and all its variants in `SPECS`."""
+"""The update rules, one file an algorithm: `select(hyper, ndim)` names the spec that applies, `SPECS` lists all."""
