@@ -32,6 +32,19 @@ TAIL_COLUMNS = ("rows", "cols", "vectorized", "row_partials", "col_partials", "h
 
 
 @triton.jit
+def _matrix(table_ptr, entries_ptr, program, COLUMNS: tl.constexpr):
+    """The program's entry (tensor, i, j), its tensor's table row, and that matrix's (rows, cols)."""
+    tensor = tl.load(entries_ptr + 3 * program).to(tl.int64)
+    entry = (
+        tensor,
+        tl.load(entries_ptr + 3 * program + 1).to(tl.int64),
+        tl.load(entries_ptr + 3 * program + 2).to(tl.int64),
+    )
+    row_ptr = table_ptr + tensor * COLUMNS
+    return entry, row_ptr, (tl.load(row_ptr + COLUMNS - 7), tl.load(row_ptr + COLUMNS - 6))
+
+
+@triton.jit
 def _tile_sums(
     addresses, offsets, mask, row, col, extent, partials, hyper, scale, RULES: tl.constexpr, STREAMS: tl.constexpr
 ):
@@ -64,12 +77,10 @@ def factored_sums_kernel(
     if tl.load(control_ptr + 1) != 0.0:
         return
     program = tl.program_id(0).to(tl.int64)
-    row_ptr = table_ptr + tl.load(tiles_ptr + 3 * program).to(tl.int64) * COLUMNS
-    tile_row = tl.load(tiles_ptr + 3 * program + 1).to(tl.int64)
-    tile_col = tl.load(tiles_ptr + 3 * program + 2).to(tl.int64)
+    entry, row_ptr, extent = _matrix(table_ptr, tiles_ptr, program, COLUMNS)
+    _, tile_row, tile_col = entry
+    rows, cols = extent
     addresses = stream_addresses(row_ptr, STREAMS)
-    rows = tl.load(row_ptr + COLUMNS - 7)
-    cols = tl.load(row_ptr + COLUMNS - 6)
     hyper, _ = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
     scale = tl.load(control_ptr)
     row_partials = workspace_ptr + tl.load(row_ptr + COLUMNS - 4) + tile_col * rows
@@ -79,7 +90,8 @@ def factored_sums_kernel(
     full = ((tile_row + 1) * TILE_ROWS <= rows) & ((tile_col + 1) * TILE_COLS <= cols)
     partials = (row_partials, col_partials)
     if full & (tl.load(row_ptr + COLUMNS - 5) != 0):
-        offsets = row[:, None] * tl.multiple_of(cols, 8) + col[None, :]
+        # A hint on `cols` itself would hold in the other branch too; the product says the same here alone.
+        offsets = row[:, None] * (cols // 8 * 8) + col[None, :]
         _tile_sums(addresses, offsets, None, row, col, (rows, cols), partials, hyper, scale, RULES, STREAMS)
     else:
         offsets = row[:, None] * cols + col[None, :]
@@ -108,32 +120,30 @@ def factored_moments_kernel(
     if tl.load(control_ptr + 1) != 0.0:
         return
     program = tl.program_id(0).to(tl.int64)
-    row_ptr = table_ptr + tl.load(vectors_ptr + 3 * program).to(tl.int64) * COLUMNS
-    side = tl.load(vectors_ptr + 3 * program + 1)
-    block = tl.load(vectors_ptr + 3 * program + 2).to(tl.int64)
+    entry, row_ptr, extent = _matrix(table_ptr, vectors_ptr, program, COLUMNS)
+    _, side, block = entry
+    rows, cols = extent
     addresses = stream_addresses(row_ptr, STREAMS)
-    rows = tl.load(row_ptr + COLUMNS - 7)
-    cols = tl.load(row_ptr + COLUMNS - 6)
     hyper, key = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
     on_rows = side == 0
     length = tl.where(on_rows, rows, cols)
-    extent = tl.where(on_rows, cols, rows)
+    across = tl.where(on_rows, cols, rows)
     tiles = tl.where(on_rows, tl.cdiv(cols, TILE_COLS), tl.cdiv(rows, TILE_ROWS))
     partials = workspace_ptr + tl.where(on_rows, tl.load(row_ptr + COLUMNS - 4), tl.load(row_ptr + COLUMNS - 3))
-    entry = block * BLOCK + tl.arange(0, BLOCK)
-    mask = entry < length
+    index = block * BLOCK + tl.arange(0, BLOCK)
+    mask = index < length
     total = tl.zeros((SPLIT, BLOCK), dtype=tl.float32)
     for first in range(0, tiles, SPLIT):
         tile = first + tl.arange(0, SPLIT)
         inside = (tile < tiles)[:, None] & mask[None, :]
-        total += tl.load(partials + tile[:, None] * length + entry[None, :], mask=inside, other=0.0)
-    mean_square = tl.sum(total, axis=0) / extent.to(tl.float32)
+        total += tl.load(partials + tile[:, None] * length + index[None, :], mask=inside, other=0.0)
+    mean_square = tl.sum(total, axis=0) / across.to(tl.float32)
     if on_rows:
-        variance = RULES[1](STREAMS[2][0](addresses[2], entry, mask), mean_square, hyper)
-        STREAMS[2][1](addresses[2], entry, mask, variance, key)
+        variance = RULES[1](STREAMS[2][0](addresses[2], index, mask), mean_square, hyper)
+        STREAMS[2][1](addresses[2], index, mask, variance, key)
     else:
-        variance = RULES[1](STREAMS[3][0](addresses[3], entry, mask), mean_square, hyper)
-        STREAMS[3][1](addresses[3], entry, mask, variance, key)
+        variance = RULES[1](STREAMS[3][0](addresses[3], index, mask), mean_square, hyper)
+        STREAMS[3][1](addresses[3], index, mask, variance, key)
 
 
 @triton.jit
@@ -213,13 +223,10 @@ def factored_step_kernel(
     if tl.load(control_ptr + 1) != 0.0:
         return
     program = tl.program_id(0).to(tl.int64)
-    tensor = tl.load(tiles_ptr + 3 * program).to(tl.int64)
-    row_ptr = table_ptr + tensor * COLUMNS
-    tile_row = tl.load(tiles_ptr + 3 * program + 1).to(tl.int64)
-    tile_col = tl.load(tiles_ptr + 3 * program + 2).to(tl.int64)
+    entry, row_ptr, extent = _matrix(table_ptr, tiles_ptr, program, COLUMNS)
+    tensor, tile_row, tile_col = entry
+    rows, cols = extent
     addresses = stream_addresses(row_ptr, STREAMS)
-    rows = tl.load(row_ptr + COLUMNS - 7)
-    cols = tl.load(row_ptr + COLUMNS - 6)
     hyper, key = load_hyper(hypers_ptr, row_ptr, control_ptr, COLUMNS, SCALARS)
     scale = tl.load(control_ptr)
     mean = tl.load(means_ptr + tensor)
@@ -237,7 +244,7 @@ def factored_step_kernel(
         for part in range(TILE_ROWS // PART_ROWS):
             row = tile_row * TILE_ROWS + part * PART_ROWS + tl.arange(0, PART_ROWS)
             row_var = STREAMS[2][0](addresses[2], row, row < rows)
-            offsets = row[:, None] * tl.multiple_of(cols, 8) + col[None, :]
+            offsets = row[:, None] * (cols // 8 * 8) + col[None, :]
             part_sums = _part_step(
                 addresses, offsets, None, row_var, col_var, mean, totals, hyper, scale, key, RULES, STREAMS, UPDATE
             )
@@ -245,8 +252,8 @@ def factored_step_kernel(
             param_sq += part_sums[1]
     else:
         # One element a thread at a time, as in the elementwise driver.
-        for part in range(tl.minimum(rows - tile_row * TILE_ROWS, TILE_ROWS)):
-            row = tile_row * TILE_ROWS + part + tl.arange(0, 1)
+        for line in range(tl.minimum(rows - tile_row * TILE_ROWS, TILE_ROWS)):
+            row = tile_row * TILE_ROWS + line + tl.arange(0, 1)
             row_var = STREAMS[2][0](addresses[2], row, row < rows)
             offsets = row[:, None] * cols + col[None, :]
             mask = (row < rows)[:, None] & in_cols[None, :]

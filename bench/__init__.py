@@ -1,0 +1,1 @@
+"""Measurements. Every number is appended, with what it was measured on, to a file under `bench/results/`."""
