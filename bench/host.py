@@ -57,7 +57,7 @@ def ours_of(params: list[Any]) -> Step:
     return optim.AdamW(params, lr=1e-3).step
 
 
-def torch_adamw(count: int, **switches: bool) -> Step:
+def torch_adamw(count: int, **switches: Any) -> Step:
     """torch.optim.AdamW's step."""
     import torch
 

@@ -19,7 +19,7 @@ ALIGNMENT = 16  # bytes, of a 128-bit access
 ROUNDING_ROUNDS = 7  # of Philox-4x32; the fewest that pass the known statistical tests (Salmon et al. 2011, table 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codec:
     """A storage format: its name, the element types of its buffers (torch's names) and its two functions."""
 

@@ -11,6 +11,7 @@ Tables, all on the device (built by `rlx_gpu.engine`):
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -157,6 +158,7 @@ def columns(codecs: tuple[Codec, ...]) -> int:
     return sum(len(codec.buffers) for codec in codecs) + len(TAIL_COLUMNS)
 
 
+@functools.cache
 def constants(spec: RuleSpec, index: int, codecs: tuple[Codec, ...], scalars: int) -> dict[str, Any]:
     """The compile-time arguments of `fused_step_kernel` for one pass.
 

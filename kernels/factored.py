@@ -14,6 +14,7 @@ Tables, all on the device (built by `rlx_gpu.engine`):
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import triton
@@ -272,6 +273,7 @@ def columns(codecs: tuple[Codec, ...]) -> int:
     return sum(len(codec.buffers) for codec in codecs) + len(TAIL_COLUMNS)
 
 
+@functools.cache
 def constants(spec: FactoredSpec, codecs: tuple[Codec, ...], scalars: int) -> dict[str, dict[str, Any]]:
     """The compile-time arguments of each launch, by name, in order (`finish_sums_kernel` comes before the last)."""
     streams, first = [], 0

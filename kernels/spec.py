@@ -10,7 +10,7 @@ Hyper = Mapping[str, Any]
 Counters = MutableMapping[str, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One launch over every tensor.
 
@@ -28,7 +28,7 @@ class Pass:
     sums: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RuleSpec:
     """One elementwise algorithm: its state slots, its passes and the scalars that the host computes for it.
 
@@ -48,7 +48,7 @@ class RuleSpec:
     counters: Mapping[str, float] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FactoredSpec:
     """An algorithm whose second moment of a matrix is kept as row and column means (slots `row_var`, `col_var`).
 
