@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
+# With a ceiling on registers of its own choosing, ptxas spills a few for one more block on a multiprocessor.
+LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "maxnreg": 96}
 
 
 @triton.jit

@@ -3,8 +3,9 @@
 A codec is a pair of JIT functions and the buffers they need. `load(addresses, offsets, mask)` returns float32 values;
 `store(addresses, offsets, mask, value, key)` writes them. `addresses` is a tuple of int64 addresses, one per buffer,
 16-byte aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are int64
-element indices; `key = (seed, step, origin)` names the random bits: `origin + offset` is the element's index among all
-parameters. A codec that keeps several buffers (a value and its scales, a value and its correction) lists them all.
+element indices. `key = (seed, step, origin, runs)` names the random bits: `origin + offset` is the element's index among
+all parameters, origin is a multiple of 8, and `runs` holds, flat, the offset of every eighth element (in the full-block
+path only). A codec that keeps several buffers (a value and its scales, a value and its correction) lists them all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import triton
 import triton.language as tl
 
 ALIGNMENT = 16  # bytes, of a 128-bit access
-ROUNDING_ROUNDS = 7  # of Philox-4x32; the fewest that pass the known statistical tests (Salmon et al. 2011, table 2)
+ROUNDS = tl.constexpr(7)  # of Philox-4x32; the fewest that pass the known statistical tests (Salmon et al. 2011, table 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +86,41 @@ def store_bfloat16(addresses, offsets, mask, value, key):
 
 
 @triton.jit
+def _random_words(group, key):
+    """Four random words for each group of 8 consecutive elements of the model, enough for 16 bits an element."""
+    seed, step = key[0], key[1]
+    low = (group & 0xFFFFFFFF).to(tl.uint32)
+    zero = low * 0
+    return tl.philox(seed, low, (group >> 32).to(tl.uint32), zero + step.to(tl.uint32), zero, ROUNDS)
+
+
+@triton.jit
+def _random_bits(index, key):
+    """16 random bits for each element, wherever it lies: its group's words, and one half of one of them."""
+    word0, word1, word2, word3 = _random_words(index >> 3, key)
+    chosen = (index >> 1) & 3
+    word = tl.where(chosen < 2, tl.where(chosen == 0, word0, word1), tl.where(chosen == 2, word2, word3))
+    return (word >> ((index & 1) * 16).to(tl.uint32)) & 0xFFFF
+
+
+@triton.jit
+def _random_bits_of_runs(runs, key):
+    """The same, flat, for runs of 8 elements named by their first: one call of the generator serves a run."""
+    word0, word1, word2, word3 = _random_words(runs >> 3, key)
+    words = tl.join(tl.join(word0, word2), tl.join(word1, word3))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (runs.shape[0] * 8,))
+
+
+@triton.jit
 def store_bfloat16_stochastic(addresses, offsets, mask, value, key):
     """Adds 16 random bits below the bfloat16 mantissa and truncates, so that the rounding error is zero in the mean."""
-    seed, step, origin = key
-    index = origin + offsets
-    low = (index & 0xFFFFFFFF).to(tl.uint32)
-    high = (index >> 32).to(tl.uint32)
-    zero = low * 0
-    noise, _, _, _ = tl.philox(seed, low, high, zero + step.to(tl.uint32), zero, 7)
+    origin, runs = key[2], key[3]
+    if mask is None:
+        noise = tl.reshape(_random_bits_of_runs(origin + runs, key), value.shape)
+    else:
+        noise = _random_bits(origin + offsets, key)
     bits = value.to(tl.uint32, bitcast=True)
-    rounded = ((bits + (noise & 0xFFFF)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    rounded = ((bits + noise) & 0xFFFF0000).to(tl.float32, bitcast=True)
     # NaN and infinity have no neighbours to choose between; the noise would turn one into the other.
     kept = tl.where(tl.abs(value) < float("inf"), rounded, value)
     _store(addresses[0], offsets, mask, kept.to(tl.bfloat16), tl.bfloat16)

@@ -131,7 +131,8 @@ def fused_step_kernel(
 
     if start + BLOCK <= vector_end:
         offsets = start + tl.arange(0, BLOCK)
-        sums = _step_block(addresses, offsets, None, hyper, scale, key, RULE, STREAMS, SUMS_OUT)
+        full_key = key + (start + tl.arange(0, BLOCK // 8) * 8,)
+        sums = _step_block(addresses, offsets, None, hyper, scale, full_key, RULE, STREAMS, SUMS_OUT)
         for i in tl.static_range(SUMS_OUT):
             tl.store(partials_ptr + i, sums[i])
     else:
@@ -141,7 +142,8 @@ def fused_step_kernel(
             totals = totals + (0.0,)
         for part in range(tl.cdiv(tl.minimum(numel - start, BLOCK), TAIL_BLOCK)):
             offsets = start + part * TAIL_BLOCK + tl.arange(0, TAIL_BLOCK)
-            sums = _step_block(addresses, offsets, offsets < numel, hyper, scale, key, RULE, STREAMS, SUMS_OUT)
+            tail_key = key + (offsets,)
+            sums = _step_block(addresses, offsets, offsets < numel, hyper, scale, tail_key, RULE, STREAMS, SUMS_OUT)
             totals = _add(totals, sums, SUMS_OUT)
         for i in tl.static_range(SUMS_OUT):
             tl.store(partials_ptr + i, totals[i])

@@ -246,8 +246,11 @@ def factored_step_kernel(
             row = tile_row * TILE_ROWS + part * PART_ROWS + tl.arange(0, PART_ROWS)
             row_var = STREAMS[2][0](addresses[2], row, row < rows)
             offsets = row[:, None] * (cols // 8 * 8) + col[None, :]
+            run_cols = tile_col * TILE_COLS + tl.arange(0, TILE_COLS // 8) * 8
+            runs = tl.reshape(row[:, None] * cols + run_cols[None, :], (PART_ROWS * (TILE_COLS // 8),))
+            full_key = key + (runs,)
             part_sums = _part_step(
-                addresses, offsets, None, row_var, col_var, mean, totals, hyper, scale, key, RULES, STREAMS, UPDATE
+                addresses, offsets, None, row_var, col_var, mean, totals, hyper, scale, full_key, RULES, STREAMS, UPDATE
             )
             direction_sq += part_sums[0]
             param_sq += part_sums[1]
@@ -258,8 +261,9 @@ def factored_step_kernel(
             row_var = STREAMS[2][0](addresses[2], row, row < rows)
             offsets = row[:, None] * cols + col[None, :]
             mask = (row < rows)[:, None] & in_cols[None, :]
+            tail_key = key + (offsets,)
             part_sums = _part_step(
-                addresses, offsets, mask, row_var, col_var, mean, totals, hyper, scale, key, RULES, STREAMS, UPDATE
+                addresses, offsets, mask, row_var, col_var, mean, totals, hyper, scale, tail_key, RULES, STREAMS, UPDATE
             )
             direction_sq += part_sums[0]
             param_sq += part_sums[1]

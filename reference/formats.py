@@ -61,7 +61,8 @@ def philox(seed: int, c0: Any, c1: Any, c2: Any, c3: Any, rounds: int = 10) -> t
 def stochastic_bfloat16(x: ArrayLike, seed: int, step: int, index: ArrayLike) -> Array:
     """Each value rounded to one of its two bfloat16 neighbours, the nearer the likelier, so that the mean is kept.
 
-        r = low 16 bits of philox₇(seed; index mod 2³², ⌊index/2³²⌋, step, 0)₀
+        w = philox₇(seed; ⌊index/8⌋ mod 2³², ⌊index/2³⁵⌋, step, 0), four words for the eight elements of a group
+        r = 16 bits of w, counted from the lowest, at 16·(index mod 8)
         y = (bits of float32(x) + r) with the low 16 bits cleared
 
     The neighbour above the largest bfloat16 is infinity: only values beyond that largest can reach it. Values that
@@ -79,7 +80,10 @@ def stochastic_bfloat16(x: ArrayLike, seed: int, step: int, index: ArrayLike) ->
     with np.errstate(over="ignore", invalid="ignore"):
         single = np.asarray(x, np.float64).astype(np.float32)
     position = np.asarray(index, np.int64)
-    random = philox(seed, position, position >> 32, step, 0, rounds=7)[0] & np.uint32(0xFFFF)
+    group = position >> 3
+    words = np.stack(philox(seed, group, group >> 32, step, 0, rounds=7))
+    word = np.take_along_axis(words, (position >> 1 & 3)[np.newaxis], axis=0)[0]
+    random = word >> (16 * (position & 1)).astype(np.uint32) & np.uint32(0xFFFF)
     finite = np.isfinite(single)
     bits = np.where(finite, single, 0).astype(np.float32).view(np.uint32)
     rounded = ((bits + random) & np.uint32(0xFFFF0000)).view(np.float32)

@@ -17,7 +17,7 @@ from .plan import Plan
 from .reference.norms import has_nonfinite
 from .table import Algorithm
 
-MOST_PLANS = 4096
+MOST_PLANS = 2**16
 
 
 class Engine:
@@ -85,6 +85,8 @@ class Engine:
 
     def settle(self) -> None:
         """Waits until the host knows the outcome of every step, so that step counts are exact."""
+        if not self.skip_nonfinite:
+            return
         for plan in self._plans.values():
             plan.collect(wait=True)
 

@@ -80,7 +80,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             self._settings_of(self.param_groups[-1], len(self.param_groups) - 1)
-            for entry in self._entries_of(self.param_groups[-1], len(self.param_groups) - 1, 0):
+            for entry in self._entries_of(self.param_groups[-1], len(self.param_groups) - 1):
                 check_param(entry.name, entry.param)
         except (TypeError, ValueError):
             self.param_groups.pop()
@@ -175,20 +175,18 @@ class Optimizer(torch.optim.Optimizer):
             return flat
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
-            origin = entries[-1].origin + entries[-1].param.numel() if entries else 0
-            entries += self._entries_of(group, index, origin)
+            entries += self._entries_of(group, index)
+        origin = 0
+        for entry in entries:
+            entry.origin = origin
+            origin += -(-entry.param.numel() // 8) * 8  # stochastic rounding draws its bits for 8 elements at once
         self._layout = (params, entries)
         return entries
 
-    def _entries_of(self, group: Mapping[str, Any], index: int, origin: int) -> list[Entry]:
-        names = group.get("param_names") or [
-            f"param_groups[{index}]['params'][{i}]" for i in range(len(group["params"]))
-        ]
-        entries = []
-        for name, param in zip(names, group["params"], strict=True):
-            entries.append(Entry(name, param, group=index, origin=origin))
-            origin += param.numel()
-        return entries
+    def _entries_of(self, group: Mapping[str, Any], index: int) -> list[Entry]:
+        count = len(group["params"])
+        names = group.get("param_names") or [f"param_groups[{index}]['params'][{i}]" for i in range(count)]
+        return [Entry(name, param, group=index) for name, param in zip(names, group["params"], strict=True)]
 
     def _settings_of(self, group: Mapping[str, Any], index: int) -> Settings:
         """A group's hyperparameters and storage, checked whenever one has changed."""
@@ -219,10 +217,13 @@ class HessianOptimizer(Optimizer):
         if len(params) != len(estimates):
             raise ValueError(f"update_hessian: {len(params)} params but {len(estimates)} estimates")
         known = {id(entry.param): entry for entry in self._entries()}
+        entries: list[Entry] = []
         for index, param in enumerate(params):
             if id(param) not in known:
-                raise ValueError(f"update_hessian: params[{index}] is not a parameter of this optimizer")
-        entries = [known[id(param)] for param in params]
+                raise ValueError(
+                    f"update_hessian: params[{index}] is not a parameter of this optimizer, or is given twice"
+                )
+            entries.append(known.pop(id(param)))
         for entry, estimate in zip(entries, estimates, strict=True):
             check_grad(entry.name, entry.param, estimate, "estimate")
         settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
