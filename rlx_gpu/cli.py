@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, NoReturn
 
 try:
     import typer
@@ -43,19 +44,23 @@ def options(version: Annotated[bool, typer.Option("--version", help="Show the ve
 def train(
     optimizer: Annotated[str, typer.Option(help="An optimizer's name in any case, or all to compare them.")] = "AdamW",
     steps: Annotated[int, typer.Option(min=1, help="Training steps.")] = 400,
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate; one that suits the optimizer if not given.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate; one that suits the optimizer if not given.")
+    ] = None,
     warmup: Annotated[int, typer.Option(min=0, help="Steps of linear warm-up; a cosine follows.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Decides the initial weights and every batch.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 32,
-    state_dtype: Annotated[str, typer.Option(help="Storage of the optimizer's state: float32 or bfloat16.")] = "float32",
+    state_dtype: Annotated[
+        str, typer.Option(help="Storage of the optimizer's state: float32 or bfloat16.")
+    ] = "float32",
     context: Annotated[int, typer.Option(min=2, help="Bytes the model looks back on.")] = 64,
     width: Annotated[int, typer.Option(min=4, help="Width of the model, a multiple of 4.")] = 128,
     layers: Annotated[int, typer.Option(min=1, help="Transformer blocks.")] = 3,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     data: Annotated[
-        Optional[Path], typer.Option(help="A folder of *.py files to train on; this Python's library if not given.")
+        Path | None, typer.Option(help="A folder of *.py files to train on; this Python's library if not given.")
     ] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the results; runs/<optimizer> if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; runs/<optimizer> if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
@@ -64,8 +69,12 @@ def train(
         from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
         from rlx_gpu.train.session import Request, run_session
     except ModuleNotFoundError as error:
-        fail(f"training needs {error.name}, which is not installed: pip install 'rlx-gpu[train]'", code=1)
-    again = ["rlx-gpu", *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
+        fail(
+            f"training needs {(error.name or '').split('.')[0]}, which is not installed: pip install 'rlx-gpu[train]'",
+            code=1,
+        )
+    program = ["rlx-gpu"] if shutil.which("rlx-gpu") else [sys.executable, "-m", "rlx_gpu"]
+    again = [*program, *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
     try:
         choices = TrainConfig(
             optimizer=optimizer,
@@ -94,8 +103,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 @app.command()
 def kernels(
     arch: Annotated[str, typer.Option(help="The architecture to compile for; no GPU is needed.")] = "sm_90",
-    optimizer: Annotated[Optional[str], typer.Option(help="One optimizer's kernels only.")] = None,
-    dtype: Annotated[Optional[str], typer.Option(help="One storage's kernels only.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="One optimizer's kernels only.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="One storage's kernels only.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compile every kernel variant and show its registers, spills, vector width and bytes per parameter."""
@@ -104,7 +113,7 @@ def kernels(
     raise typer.Exit(run(arch, optimizer, dtype, as_json))
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """End the program with a message on the standard error."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(code)

@@ -1,0 +1,73 @@
+# Everything runs in a virtual environment that is made on demand; only Python 3.11+ and make are needed.
+#   make train ARGS="--optimizer lion --steps 500"
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# The oldest and the newest Triton that the kernels are compiled with; the locked one is in $(VENV).
+TRITON_VERSIONS := 3.6.0 3.9.0
+TRITON_VENVS := $(TRITON_VERSIONS:%=.venv-triton-%)
+empty :=
+space := $(empty) $(empty)
+
+.PHONY: help train test test-gpu check format bench bench-gpu compile-matrix doctor venv clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+train: $(READY) ## train the example model (ARGS="--optimizer lion --steps 500")
+	@$(BIN)/rlx-gpu train $(ARGS)
+
+test: $(READY) ## the whole test suite; needs no GPU (ARGS="-k lion")
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(READY) ## the tests that need a CUDA device
+	@RLX_GPU_LANE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
+
+check: $(READY) ## lint, formatting and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## fix what ruff can fix, and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(READY) ## the host time of a step (needs no GPU)
+	@$(BIN)/python -m rlx_gpu.bench.host $(ARGS)
+
+bench-gpu: $(READY) ## the kernels' bandwidth on this machine's GPU
+	@$(BIN)/python -m rlx_gpu.bench.elementwise $(ARGS)
+
+compile-matrix: $(READY) $(TRITON_VENVS:%=%/.ready) ## compile every kernel with the oldest, the locked and the newest Triton
+	@RLX_TRITON_PYTHONS="$(subst @,$(CURDIR),$(subst $(space),:,$(TRITON_VENVS:%=@/%/bin/python)))" \
+		$(BIN)/python -m pytest tests/compile -q $(ARGS)
+
+doctor: $(READY) ## versions, devices, and what is wrong if something is
+	@$(BIN)/rlx-gpu doctor $(ARGS)
+
+venv: $(READY) ## make the virtual environment and stop
+
+$(READY): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"rlx-gpu needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked environment into $(VENV) (once; PyTorch is a large download) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Triton and what `rlx-gpu kernels` needs, at the locked versions; no torch.
+.venv-triton-%/.ready: requirements-dev.lock
+	@echo "Installing Triton $* into $(@D) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check triton==$* $$(grep -E '^(numpy|typer|rich)==' requirements-dev.lock)
+	@touch $@
+
+clean: ## remove the environments, caches and build products
+	rm -rf .venv .venv-triton-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,100 @@
+"""What a training run is: every choice that decides its weights, and the errors that name them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class TrainError(RuntimeError):
+    """A run that cannot start or go on; its message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The size of the example's GPT.
+
+    Args:
+        context: bytes that a prediction can look back on, at least 2.
+        width: size of the residual stream; a multiple of `heads`.
+        layers: number of transformer blocks.
+        heads: attention heads in a block.
+    """
+
+    context: int = 64
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+
+    def __post_init__(self) -> None:
+        if self.context < 2:
+            raise TrainError(f"--context must be at least 2, not {self.context}")
+        if self.layers < 1:
+            raise TrainError(f"--layers must be at least 1, not {self.layers}")
+        if self.width < 1 or self.width % self.heads:
+            raise TrainError(
+                f"--width must be a positive multiple of the {self.heads} attention heads, not {self.width}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The choices that decide a run's weights. Two runs with equal configurations on one machine end bit-identical.
+
+    Args:
+        optimizer: a name in `rlx_gpu.table.TABLE`.
+        steps: training steps; the learning rate's schedule spans them.
+        lr: peak learning rate; None is the optimizer's own rule, for those that have one (Adafactor).
+        warmup: steps of linear warm-up at the start of the schedule.
+        seed: decides the initial weights and every batch.
+        batch_size: sequences in a batch.
+        state_dtype: storage of the optimizer's state, "float32" or "bfloat16".
+        model: the size of the network.
+        data: digest of the text, so that a run is never resumed on another text.
+    """
+
+    optimizer: str
+    steps: int = 400
+    lr: float | None = None
+    warmup: int = 20
+    seed: int = 0
+    batch_size: int = 32
+    state_dtype: str = "float32"
+    model: ModelConfig = ModelConfig()
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        for option, value, low in (
+            ("--steps", self.steps, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--warmup", self.warmup, 0),
+            ("--seed", self.seed, 0),
+        ):
+            if value < low:
+                raise TrainError(f"{option} must be at least {low}, not {value}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every choice under the name of its command line option, `data` apart."""
+        choices = asdict(self)
+        return {
+            key.replace("_", "-"): value for key, value in (choices | choices.pop("model")).items() if key != "model"
+        }
+
+
+def optimizer_names() -> list[str]:
+    """The optimizers that can be trained with, in the registry's order."""
+    from rlx_gpu.table import TABLE
+
+    return list(TABLE)
+
+
+def canonical_name(name: str) -> str:
+    """The registry's spelling of an optimizer's name, whatever its case.
+
+    Raises:
+        TrainError: no optimizer has this name; the message lists those there are.
+    """
+    for known in optimizer_names():
+        if known.lower() == name.lower():
+            return known
+    raise TrainError(f"there is no optimizer {name!r}; choose from all, {', '.join(optimizer_names())}")

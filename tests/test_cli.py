@@ -1,0 +1,244 @@
+"""The command line: what each command prints, its exit code, and what it does without the optional packages."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from rlx_gpu import doctor
+from rlx_gpu.cli import app
+from rlx_gpu.table import TABLE
+
+TINY = ["--batch-size", "2", "--context", "8", "--width", "16", "--layers", "1", "--warmup", "2"]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+on_the_reference = [pytest.mark.usefixtures("path"), pytest.mark.parametrize("path", ["reference"], indirect=True)]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def user_environment(**changes: str) -> dict[str, str]:
+    """The environment of a user's process, where nobody has asked for interpreted kernels, with one thread."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return {**inherited, "OMP_NUM_THREADS": "1", **changes}
+
+
+def python(code: str, **changes: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=user_environment(**changes))
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
+    done = python(
+        "import sys; sys.argv = ['rlx-gpu', '--help']\n"
+        "from rlx_gpu.cli import main\n"
+        "try: main()\n"
+        "finally: print('LOADED', {'torch', 'triton', 'matplotlib', 'cupy'} & set(sys.modules))"
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("train", "doctor", "kernels"):
+        assert command in done.stdout
+    assert "LOADED set()" in done.stdout
+
+
+def test_version_and_module_are_the_same_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "rlx_gpu", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, invoke("--version").stdout)
+    assert done.stdout.startswith("rlx-gpu ")
+
+
+def test_without_typer_the_message_names_the_extra() -> None:
+    done = python("import sys; sys.modules['typer'] = None; import rlx_gpu.cli")
+    assert done.returncode == 1
+    assert "pip install 'rlx-gpu[cli]'" in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "safetensors", "torch"])
+def test_train_without_a_package_says_so_before_it_trains(missing: str) -> None:
+    code = f"import sys; sys.modules['{missing}'] = None; sys.argv = ['rlx-gpu', 'train']"
+    done = python(f"{code}\nfrom rlx_gpu.cli import main\nmain()")
+    assert done.returncode == 1
+    assert f"error: training needs {missing}" in done.stderr and "pip install 'rlx-gpu[train]'" in done.stderr
+
+
+class TestTrain:
+    pytestmark = on_the_reference
+
+    def test_one_run_leaves_a_chart_a_table_and_a_sample(self, tmp_path: Path) -> None:
+        done = invoke("train", "--optimizer", "ADAMW", "--steps", "6", *TINY, "--out", str(tmp_path))
+        assert done.exit_code == 0, done.output
+        chart = (tmp_path / "loss.png").read_bytes()
+        assert chart.startswith(PNG) and len(chart) > 10_000
+        for word in ("AdamW", "B/param", "8.00", "NumPy reference", "a sample", "def ", "step 6/6", "Loss curve:"):
+            assert word in done.output
+        assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+    def test_all_compares_every_optimizer_from_the_same_start(self, tmp_path: Path) -> None:
+        arguments = ["train", "--optimizer", "all", "--steps", "3", *TINY, "--out", str(tmp_path)]
+        done = invoke(*arguments)
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / "loss.png").read_bytes().startswith(PNG)
+        starts = set()
+        for name in TABLE:
+            assert f" {name} " in done.output
+            starts.add(json.loads((tmp_path / name.lower() / "metrics.jsonl").read_text().splitlines()[0])["loss"])
+        assert len(starts) == 1
+        assert "own" in done.output  # Adafactor's learning rate is its own
+        (tmp_path / "loss.png").unlink()
+        (tmp_path / "lion" / "checkpoint.pt").unlink()
+        assert invoke(*arguments, "--resume").exit_code == 0
+        assert (tmp_path / "loss.png").exists() and (tmp_path / "lion" / "checkpoint.pt").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--optimizer", "adamx"], "there is no optimizer 'adamx'; choose from all, SGD, Adam"),
+            (["--device", "cuda:99"], "--device cuda:99: torch sees"),
+            (["--device", "meta"], "cpu and cuda"),
+            (["--device", "gpu"], "--device 'gpu' is no torch device"),
+            (["--resume"], "there is no checkpoint at"),
+            (["--state-dtype", "float7"], "float7"),
+            (["--lr", "-1"], "lr"),
+            (["--width", "10"], "--width must be a positive multiple"),
+            (["--data", "nowhere"], "nowhere has 0 Python source files"),
+        ],
+    )
+    def test_a_bad_option_is_named(self, arguments: list[str], message: str, tmp_path: Path) -> None:
+        done = invoke("train", "--steps", "2", *TINY, "--out", str(tmp_path), *arguments)
+        assert done.exit_code == 2
+        assert done.stderr.startswith("error: ") and message in done.stderr
+
+    def test_divergence_is_said_and_fails(self, tmp_path: Path) -> None:
+        done = invoke("train", "--optimizer", "sgd", "--lr", "1e30", "--steps", "9", *TINY, "--out", str(tmp_path))
+        assert done.exit_code == 1
+        assert "SGD diverged with --lr 1e+30" in done.output and "a sample" not in done.output
+
+    def test_a_replaced_run_is_mentioned(self, tmp_path: Path) -> None:
+        arguments = ["train", "--steps", "2", *TINY, "--out", str(tmp_path)]
+        assert "Replacing" not in invoke(*arguments).output
+        assert "Replacing the earlier run" in invoke(*arguments).output
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    out = tmp_path / "a run"
+    command = [sys.executable, "-m", "rlx_gpu", "train", "--steps", "2000", *TINY, "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=user_environment())
+    log = out / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    go_on = shlex.split(printed.split("Go on with: ")[1])
+    assert go_on[-1] == "--resume" and str(out) in go_on
+    before = len(log.read_text().splitlines())
+    assert f"Stopped after step {before}" in " ".join(printed.split())
+    process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, env=user_environment())
+    while log.read_text().count("\n") <= before and time.monotonic() < deadline + 60:
+        time.sleep(0.005)
+    process.terminate()  # SIGTERM is honoured like Ctrl-C
+    assert process.wait(timeout=60) == 130
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()[: before + 1]] == list(
+        range(1, before + 2)
+    )
+
+
+class TestDoctor:
+    def test_this_machine(self) -> None:
+        report = json.loads(python("from rlx_gpu import doctor; doctor.run(True)").stdout)
+        assert report["ok"] and report["paths"]["cpu"] == "reference"
+        for name in ("rlx-gpu", "python", "numpy", "torch", "triton", "cupy", "NVIDIA driver"):
+            assert name in report["versions"]
+
+    def test_interpreter(self) -> None:
+        done = python("from rlx_gpu import doctor; raise SystemExit(doctor.run(False))", TRITON_INTERPRET="1")
+        assert done.returncode == 0
+        assert "a tensor on cpu   Triton kernels, interpreted" in done.stdout
+        assert "Remedy: unset TRITON_INTERPRET." in done.stdout
+
+    @pytest.mark.parametrize("missing", ["torch", "triton", "cupy"])
+    def test_a_missing_package_is_no_breakage(self, missing: str) -> None:
+        done = python(
+            f"import sys; sys.modules['{missing}'] = None; sys.argv = ['rlx-gpu', 'doctor', '--json']\n"
+            "from rlx_gpu.cli import main\nmain()"
+        )
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+        assert report["versions"][missing] is None
+        if missing != "cupy":
+            assert any(f"pip install {missing}" == finding["remedy"] for finding in report["findings"])
+        if missing == "triton":
+            assert report["paths"]["cpu"] == "reference"
+
+    @pytest.mark.parametrize(
+        ("torch", "triton", "driver", "what", "remedy"),
+        [
+            ({}, {}, "580.1", "was built without CUDA", "CUDA build of torch"),
+            ({"cuda": "13.0"}, {}, "470.1", "but torch sees no device", "nvidia-smi"),
+            ({"cuda": "13.0", "devices": 1}, {"version": "3.5.1"}, "580.1", "triton 3.5.1 is too old", "-U triton"),
+            ({"version": "2.4.0"}, {}, None, "torch 2.4.0 is too old", "-U torch"),
+            ({"cuda": "13.0", "devices": 1}, None, "580.1", "tensors on a GPU cannot be stepped", "triton"),
+        ],
+    )
+    def test_something_broken_is_named_with_its_remedy(
+        self,
+        torch: dict[str, Any],
+        triton: dict[str, Any] | None,
+        driver: str | None,
+        what: str,
+        remedy: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        pretend(monkeypatch, torch, triton, driver)
+        assert doctor.run(as_json=False) == 1
+        broken = [finding for finding in doctor.examine().findings if finding.broken]
+        assert len(broken) == 1 and what in broken[0].what and remedy in broken[0].remedy
+        assert f"BROKEN: {broken[0].what}" in capsys.readouterr().out
+
+    def test_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pretend(monkeypatch, {"cuda": "13.0", "devices": 2}, {}, "580.1")
+        monkeypatch.setenv("CC", "cc")
+        report = doctor.examine()
+        assert report.paths == {"cpu": "reference", "cuda": "compiled"} and not report.broken
+        assert report.devices == [{"name": "Some GPU", "compute_capability": "9.0", "memory_gib": 80.0}] * 2
+
+    def test_a_package_that_fails_to_import(self, tmp_path: Path) -> None:
+        (tmp_path / "triton.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
+        done = python("from rlx_gpu import doctor; raise SystemExit(doctor.run(False))", PYTHONPATH=str(tmp_path))
+        assert done.returncode == 1
+        assert "BROKEN: triton is installed but fails to import: OSError: libfoo.so" in done.stdout
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, torch: dict[str, Any], triton: dict[str, Any] | None, driver: str | None
+) -> None:
+    """Puts packages of these properties, and a driver, in the place of the real ones."""
+    count = torch.get("devices", 0)
+    properties = SimpleNamespace(name="Some GPU", major=9, minor=0, total_memory=80 << 30)
+    cuda = SimpleNamespace(
+        is_available=lambda: count > 0, device_count=lambda: count, get_device_properties=lambda index: properties
+    )
+    version = SimpleNamespace(cuda=torch.get("cuda"))
+    made = SimpleNamespace(__version__=torch.get("version", "2.13.0"), version=version, cuda=cuda)
+    monkeypatch.setitem(sys.modules, "torch", made)
+    knobs = SimpleNamespace(runtime=SimpleNamespace(interpret=False))
+    fake = None if triton is None else SimpleNamespace(__version__=triton.get("version", "3.7.1"), knobs=knobs)
+    monkeypatch.setitem(sys.modules, "triton", fake)
+    monkeypatch.setattr(doctor, "driver_version", lambda: driver)
+    monkeypatch.setattr(doctor, "try_step", lambda report, torch: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
