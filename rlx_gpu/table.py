@@ -60,7 +60,7 @@ class Algorithm:
 
 
 _ALGORITHMS = (
-    Algorithm("SGD", example_lr=0.3),
+    Algorithm("SGD", example_lr=0.1),
     Algorithm("Adam", example_lr=3e-3),
     Algorithm("AdamW", example_lr=3e-3),
     Algorithm("NAdamW", example_lr=3e-3),

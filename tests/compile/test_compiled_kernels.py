@@ -1,0 +1,141 @@
+"""What the kernels compile to, for every architecture and Triton at hand; no GPU is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from compile_runs import ARCHES, PYTHONS, run_json
+
+from rlx_gpu.compile_report import COLUMNS, STORAGES
+from rlx_gpu.table import TABLE
+
+MAX_REGISTERS = 128  # four blocks of 128 threads on a multiprocessor, enough to keep its memory busy
+# The table of traffic in float32 that the design asks for, a launch each; in bfloat16 it is half.
+BYTES_PER_PARAM = {
+    "sgd": 12,
+    "sgd_momentum": 20,
+    "sgd_nesterov": 20,
+    "adam": 28,
+    "adam_amsgrad": 36,
+    "adamw": 28,
+    "adamw_amsgrad": 36,
+    "nadamw": 28,
+    "radam": 28,
+    "qhadamw": 28,
+    "lion": 20,
+    "sophia": 24,
+    "sophia_hessian": 12,
+    "lamb/1": 24,
+    "lamb/2": 16,
+    "mars/1": 8,
+    "mars/2": 36,
+    "mars_unclipped": 36,
+    "adafactor/sums": 4,
+    "adafactor/moments": 0,
+    "adafactor/row_mean": 0,
+    "adafactor/norms": 8,
+    "adafactor/update": 12,
+    "adafactor_variance/1": 16,
+    "adafactor_variance/2": 16,
+    "squared_norm": 4,
+    "finish_sums/1": 0,
+    "finish_sums/2": 0,
+    "guard": 0,
+}
+
+
+def label(python: str) -> str:
+    """Names an interpreter by its virtual environment."""
+    return Path(python).parents[1].name
+
+
+@pytest.fixture(scope="module", params=PYTHONS, ids=label)
+def python(request):
+    """An interpreter with some version of Triton."""
+    return request.param
+
+
+@pytest.fixture(scope="module", params=ARCHES)
+def rows(request, python, tmp_path_factory):
+    """The report for one architecture."""
+    cache = tmp_path_factory.mktemp("cache")
+    return run_json(python, cache, "-m", "rlx_gpu", "kernels", "--arch", request.param, "--json")
+
+
+@pytest.fixture(scope="module")
+def controls(python, tmp_path_factory):
+    """What became of the kernels that must be refused."""
+    folder = tmp_path_factory.mktemp("controls")
+    return run_json(python, folder, str(Path(__file__).with_name("compile_controls.py")), str(folder), "sm_90")
+
+
+def spilling(rows):
+    """Rows with stack or local memory."""
+    return [row for row in rows if row["spill_bytes"] != 0]
+
+
+def narrow(rows):
+    """Rows with an access to a parameter-sized stream that is not 128 bits wide."""
+    return [row for row in rows if row["vector_bits"] != 128 and row["bytes_per_param"]]
+
+
+def crowded(rows):
+    """Rows that take too many registers."""
+    return [row for row in rows if row["registers"] > MAX_REGISTERS]
+
+
+def test_every_row_says_everything(rows):
+    assert all(tuple(row) == COLUMNS for row in rows)
+
+
+def test_every_algorithm_is_compiled_in_every_storage(rows):
+    compiled = {(row["optimizer"], row["dtype"]) for row in rows if row["optimizer"]}
+    assert compiled == {(name, dtype) for name in TABLE for dtype in STORAGES}
+    assert len({(row["name"], row["dtype"]) for row in rows}) == len(rows)
+
+
+def test_no_kernel_spills(rows):
+    assert spilling(rows) == []
+
+
+def test_every_stream_is_accessed_128_bits_at_a_time(rows):
+    assert narrow(rows) == []
+
+
+def test_only_kernels_without_streams_have_no_width(rows):
+    without = {row["name"] for row in rows if row["vector_bits"] is None}
+    assert without == {name for name, moved in BYTES_PER_PARAM.items() if not moved} & {row["name"] for row in rows}
+
+
+def test_registers_stay_below_the_ceiling(rows):
+    assert crowded(rows) == []
+
+
+def test_traffic_is_the_designs(rows):
+    assert {row["name"]: row["bytes_per_param"] for row in rows if row["dtype"] == "float32"} == BYTES_PER_PARAM
+    for row in rows:
+        if row["dtype"] in ("bfloat16", "bfloat16_stochastic"):
+            assert row["bytes_per_param"] == BYTES_PER_PARAM[row["name"]] / 2, row
+
+
+def test_checks_pass_a_good_kernel(controls):
+    plain = controls["plain"]
+    assert not spilling([plain]) and not narrow([plain]) and not crowded([plain])
+    assert plain["bytes_per_param"] == 12
+
+
+def test_checks_refuse_a_stream_without_the_alignment_hint(controls):
+    assert narrow([controls["unhinted"]]) and controls["unhinted"]["vector_bits"] == 32
+
+
+def test_checks_refuse_a_rule_that_keeps_too_much_alive(controls):
+    assert spilling([controls["greedy"]])
+
+
+def test_checks_refuse_a_masked_full_block_path(controls):
+    assert "the full-block path streams over" in controls["masked"]["error"]
+
+
+def test_rules_of_one_name_do_not_share_a_cached_kernel(controls):
+    assert "arith.subf" in controls["minus"] and "arith.subf" not in controls["plus"]
