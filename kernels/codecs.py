@@ -3,9 +3,9 @@
 A codec is a pair of JIT functions and the buffers they need. `load(addresses, offsets, mask)` returns float32 values;
 `store(addresses, offsets, mask, value, key)` writes them. `addresses` is a tuple of int64 addresses, one per buffer,
 16-byte aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are int64
-element indices. `key = (seed, step, origin, runs)` names the random bits: `origin + offset` is the element's index among
-all parameters, origin is a multiple of 8, and `runs` holds, flat, the offset of every eighth element (in the full-block
-path only). A codec that keeps several buffers (a value and its scales, a value and its correction) lists them all.
+element indices. `key = (seed, step, origin, runs)` names the random bits: `origin + offset` is the element's index
+among all parameters, origin is a multiple of 8, and `runs` holds, flat, the offset of every eighth element (in the
+full-block path only). A codec that keeps several buffers (a value and its scales, say) lists them all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 ALIGNMENT = 16  # bytes, of a 128-bit access
-ROUNDS = tl.constexpr(7)  # of Philox-4x32; the fewest that pass the known statistical tests (Salmon et al. 2011, table 2)
+ROUNDS = tl.constexpr(7)  # of Philox-4x32; the fewest known to pass the statistical tests (Salmon et al. 2011)
 
 
 @dataclass(frozen=True, eq=False)

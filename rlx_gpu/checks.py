@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .batch import Entry
-from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, State, is_dense
+from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, State, is_count, is_dense, same_layout
 from .table import Algorithm
 
 
@@ -29,7 +29,7 @@ def check_param(name: str, param: torch.Tensor) -> None:
     """Refuses a parameter that cannot be updated in place as a flat array of floats.
 
     Raises:
-        TypeError: not a tensor, or of a dtype or layout that has no codec.
+        TypeError: not a tensor, a negated view, or of a dtype or layout that has no codec.
         ValueError: on a device that has no kernels, or with gaps or overlaps in memory.
     """
     label = f"parameter {name!r}"
@@ -39,6 +39,8 @@ def check_param(name: str, param: torch.Tensor) -> None:
         raise TypeError(f"{label}: is a DTensor; step its local shard, param.to_local()")
     if param.layout != torch.strided:
         raise TypeError(f"{label}: layout is {param.layout}, must be torch.strided (dense)")
+    if param.is_neg():
+        raise TypeError(f"{label}: is a lazily negated view; materialize it with resolve_neg()")
     if param.device.type not in ("cpu", "cuda"):
         raise ValueError(f"{label}: is on device {str(param.device)!r}, must be on 'cpu' or 'cuda'")
     allowed = PARAM_DTYPES if runs_kernels(param.device) else (*PARAM_DTYPES, torch.float64)
@@ -57,7 +59,7 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
     """Refuses a gradient that does not belong to its (checked) parameter.
 
     Raises:
-        TypeError: not a tensor, sparse, complex, or of a dtype that has no codec.
+        TypeError: not a tensor, sparse, complex, a negated view, or of a dtype that has no codec.
         ValueError: of another shape or on another device than the parameter.
     """
     label = f"parameter {name!r}: {what}"
@@ -67,6 +69,8 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
         raise TypeError(f"{label} is sparse ({grad.layout}); make it dense with grad.to_dense()")
     if grad.is_complex():
         raise TypeError(f"{label} is complex ({grad.dtype}); view it with torch.view_as_real")
+    if grad.is_neg():
+        raise TypeError(f"{label} is a lazily negated view; materialize it with grad.resolve_neg()")
     if tuple(grad.shape) != tuple(param.shape):
         raise ValueError(f"{label} has shape {tuple(grad.shape)}, the parameter has {tuple(param.shape)}")
     if grad.device != param.device:
@@ -83,16 +87,18 @@ def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: Stat
     Raises:
         ValueError: a slot of another shape, dtype, device or memory order; names parameter and slot and both values.
     """
-    for slot, wanted in expected.items():
+    for slot, found in state.items():
         label = f"parameter {entry.name!r}: state slot {slot!r}"
-        found = state.get(slot)
-        if found is None:
-            continue
         if not isinstance(found, torch.Tensor):
             raise ValueError(f"{label} must be a torch.Tensor, got {type(found).__name__}")
+        wanted = expected.get(slot)
+        if wanted is None:  # of another variant, such as amsgrad's after it was switched off
+            continue
         if tuple(found.shape) != tuple(wanted.shape):
             raise ValueError(f"{label} has shape {tuple(found.shape)}, the parameter needs {tuple(wanted.shape)}")
-        if slot == STEP or not wanted.is_meta:
+        if slot == STEP and not is_count(found):
+            raise ValueError(f"{label} must be a whole number from 0, got {found.item()!r}")
+        if not wanted.is_meta:
             continue
         if found.dtype != wanted.dtype:
             raise ValueError(f"{label} has dtype {found.dtype}, the storage asks for {wanted.dtype}")
@@ -100,7 +106,7 @@ def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: Stat
             raise ValueError(
                 f"{label} is on {str(found.device)!r}, the parameter on {str(entry.param.device)!r}; move it back"
             )
-        if found.stride() != wanted.stride():
+        if found.numel() and not same_layout(found, wanted):
             raise ValueError(
                 f"{label} has stride {found.stride()}, the parameter's memory order needs {wanted.stride()}"
             )

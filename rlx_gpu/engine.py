@@ -57,10 +57,9 @@ class Engine:
         scale = float(grad_scale) if plan.reference else 1.0
         for i in plan.reference:
             entry, settings = batch.entries[i], batch.settings[batch.entries[i].group]
-            if entry.param.numel():
-                hyper = self.algorithm.scaled(settings.hyper, entry.scale)
-                storage, state = settings.storage, batch.states[i]
-                reference_step(self.algorithm, entry.param, grads[i], state, hyper, storage, entry.origin, scale)
+            hyper = self.algorithm.scaled(settings.hyper, entry.scale)
+            storage, state = settings.storage, batch.states[i]
+            reference_step(self.algorithm, entry.param, grads[i], state, hyper, storage, entry.origin, scale)
         plan.advance(1)
         if self.skip_nonfinite and plan.controls and not plan.reference:
             plan.report()

@@ -12,15 +12,14 @@ from torch.utils.dlpack import from_dlpack
 from . import reference
 from .checks import runs_kernels
 from .reference.norms import MAX_NORM
-from .state import is_dense
+from .state import PARAM_DTYPES, is_dense
 
 
 def l2_norm(x: Any) -> Any:
     """‖x‖ = √(Σ x²) over the finite entries.
 
     Args:
-        x: a tensor or anything with `__dlpack__`, float32, bfloat16 or float16 (float64 on the CPU too), or a NumPy
-        array.
+        x: a tensor or anything with `__dlpack__`, of any float dtype, or a NumPy array.
 
     Returns:
         A 0-d float32 tensor on x's device, summed in a fixed order; a float for a NumPy array. The squares are formed
@@ -64,8 +63,9 @@ def _tensor(x: Any) -> torch.Tensor:
 def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """float32 [2] on the first tensor's device: sum of squares of finite entries, count of the others."""
     device = tensors[0].device
-    kernels = [tensor for tensor in tensors if runs_kernels(tensor.device)]
-    others = [tensor for tensor in tensors if not runs_kernels(tensor.device)]
+    has_codec = [runs_kernels(tensor.device) and tensor.dtype in PARAM_DTYPES for tensor in tensors]
+    kernels = [tensor for tensor, own in zip(tensors, has_codec, strict=True) if own]
+    others = [tensor for tensor, own in zip(tensors, has_codec, strict=True) if not own]
     total = torch.zeros(2, dtype=torch.float32, device=device)
     for tensor in others:
         values = tensor.to(torch.float64)

@@ -107,6 +107,7 @@ class Optimizer:
                 returns.append((param, tensor))
         states = [self._state(entry) for entry in entries]
         self._engine.step(tuple(names), Batch(entries, grads, states, [self._settings]), grad_scale)
+        torch.autograd.graph.increment_version([entry.param for entry in entries])
         for entry, state in zip(entries, states, strict=True):
             self._entries[entry.name] = entry
             self._states[entry.name] = state
@@ -153,10 +154,11 @@ class Optimizer:
             ValueError: another optimizer's state; a slot missing, unknown or of another shape. Names the key.
         """
         own = self._settings.storage
-        state_dtype = state.get("state_dtype", own.state_dtype)
+        state_dtype = str(np.asarray(state.get("state_dtype", own.state_dtype)))  # NumPy's files return 0-d arrays
         if state_dtype not in STATE_DTYPES:  # the reference's float64
             state_dtype = own.state_dtype
-        storage = Storage(state_dtype, state.get("rounding", own.rounding), int(state.get("seed", own.seed)))
+        rounding = str(np.asarray(state.get("rounding", own.rounding)))
+        storage = Storage(state_dtype, rounding, int(state.get("seed", own.seed)))
         iteration, loaded = load_parameters(
             state,
             self.algorithm.name,
@@ -171,6 +173,22 @@ class Optimizer:
         self._entries.clear()
         self.iteration = iteration
         self._stepped.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: settings and state, but not the caller's parameters nor the engine."""
+        self._engine.settle()
+        live = {
+            name: (int(state[STEP]), {slot: value for slot, value in state.items() if slot != STEP})
+            for name, state in self._states.items()
+        }
+        replaced = {"_entries": {}, "_states": {}, "_staged": {}, "_loaded": {**self._loaded, **live}}
+        kept = {key: value for key, value in self.__dict__.items() if key != "_engine"}
+        return {**kept, **replaced, "skip_nonfinite": self._engine.skip_nonfinite}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        self._engine = Engine(self.algorithm, skip_nonfinite=state.pop("skip_nonfinite"))
+        self.__dict__.update(state)
 
     def _tensor(self, name: str, what: str, value: Any, shape: Iterable[int]) -> torch.Tensor:
         """The tensor that a step works on: the value itself, a view of it, or its copy on the device."""
@@ -198,8 +216,8 @@ class Optimizer:
             raise ValueError(f"parameter {name!r}: {what} has negative strides {value.strides}; copy it first")
         try:
             tensor = torch.from_numpy(value if value.flags.writeable else value.copy())
-        except TypeError:
-            raise TypeError(f"parameter {name!r}: {what} must be a float array, got dtype {value.dtype}") from None
+        except (TypeError, ValueError):  # no such dtype in torch, or the bytes of another machine
+            raise TypeError(f"parameter {name!r}: {what} must be a float array, got dtype {value.dtype!r}") from None
         if self.device.type == "cpu":
             return tensor
         staged = self._staged.get((name, what))

@@ -192,12 +192,15 @@ class Plan:
         members: dict[Any, list[int]] = {}
         streams: dict[int, list[torch.Tensor]] = {}
         for i, (entry, grad, state) in enumerate(zip(self.entries, batch.grads, batch.states, strict=True)):
-            if not runs_kernels(entry.param.device) or entry.param.numel() == 0:
+            if not runs_kernels(entry.param.device):
                 continue
+            from .kernels.spec import FactoredSpec
             from .launch import bucket_key
 
             settings = batch.settings[entry.group]
             spec = select(settings, entry.param)
+            if isinstance(spec, FactoredSpec) and entry.param.numel() == 0:  # the means of nothing are undefined
+                continue
             slots = [state[slot] for slot in spec.slots]
             key = bucket_key(spec, entry.param, grad, slots, settings.storage)
             members.setdefault(key, []).append(i)

@@ -72,6 +72,12 @@ def is_scalar_slot(algorithm: Algorithm, slot: str) -> bool:
     return slot == STEP or slot in getattr(algorithm.reference, "SCALAR_SLOTS", ())
 
 
+def is_count(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's one element is a whole number from 0."""
+    number = tensor.item()
+    return not tensor.is_complex() and number >= 0 and float(number).is_integer()
+
+
 def new_slot(
     algorithm: Algorithm, slot: str, initial: np.ndarray[Any, Any], param: torch.Tensor, storage: Storage
 ) -> torch.Tensor:
@@ -120,14 +126,14 @@ def loaded_step(label: str, tensor: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: not one whole number from 0; names the key `label`.
     """
-    if tensor.numel() != 1 or tensor.is_complex() or not (tensor.item() >= 0 and tensor.item() == int(tensor.item())):
+    if tensor.numel() != 1 or not is_count(tensor):
         raise ValueError(f"state dict: {label!r} must be one whole number from 0, got {tensor!r}")
     return tensor.reshape(()).to("cpu", torch.float32, copy=True)
 
 
 def rounded(values: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
     """Float64 values in a tensor's dtype, rounded once."""
-    return torch.from_numpy(np.ascontiguousarray(round_to(values, DTYPE_NAMES[dtype]))).to(dtype)
+    return torch.from_numpy(np.asarray(round_to(values, DTYPE_NAMES[dtype]), order="C")).to(dtype)
 
 
 def expected_state(

@@ -43,14 +43,17 @@ convert = interpreter.InterpreterBuilder.cast_impl
 
 
 def convert_to_nearest(self, source, wanted):
-    """Converts between number formats, float32 to bfloat16 rounded to nearest even as every GPU does it.
+    """Converts between number formats, float32 and bfloat16 as every GPU does it.
 
-    The interpreter cuts the bits off instead, so that bfloat16 weights would drift towards zero.
+    The interpreter cuts bits off where a GPU rounds to nearest even, and loses subnormals on the way back.
     """
     formats = source.dtype.scalar, wanted.scalar
     if formats == (tl.float32, tl.bfloat16):
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.uint16).numpy()
         return interpreter.TensorHandle(rounded.reshape(source.data.shape), tl.bfloat16)
+    if formats == (tl.bfloat16, tl.float32):
+        widened = np.ascontiguousarray(source.data).astype(np.uint32) << 16
+        return interpreter.TensorHandle(widened.view(np.float32).reshape(source.data.shape), tl.float32)
     return convert(self, source, wanted)
 
 

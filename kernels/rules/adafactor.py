@@ -43,7 +43,8 @@ def update(param, direction, direction_sq, param_sq, numel, hyper):
     param_rms = square_root(divide(param_sq, numel))
     # Comparisons written so that a NaN comes through.
     divisor = tl.where(excess <= 1.0, 1.0, excess)
-    alpha = lr + relative_lr * tl.where(param_rms <= eps2, eps2, param_rms)
+    relative = relative_lr * tl.where(param_rms <= eps2, eps2, param_rms)
+    alpha = tl.where(relative_lr == 0.0, lr, relative)
     return param - alpha * (divide(direction, divisor) + weight_decay * param)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
+import triton.language as tl
 
 from ..arithmetic import divide, square_root
 from ..spec import Counters, Hyper, Pass, RuleSpec
@@ -18,7 +18,9 @@ def qhadamw_rule(param, grad, state, hyper):
     lr, weight_decay, eps, beta1, gain1, beta2, gain2, avg_weight, grad_weight, sq_weight, grad_sq_weight = hyper
     exp_avg, exp_avg_sq = update_moments(exp_avg, exp_avg_sq, grad, beta1, gain1, beta2, gain2)
     numerator = avg_weight * exp_avg + grad_weight * grad
-    denominator = square_root(sq_weight * exp_avg_sq + grad_sq_weight * (grad * grad)) + eps
+    # With ν2 = 1 a g² that overflows must not count.
+    mixed_sq = tl.where(grad_sq_weight == 0.0, 0.0, grad_sq_weight * (grad * grad)) + sq_weight * exp_avg_sq
+    denominator = square_root(mixed_sq) + eps
     update = divide(numerator, denominator)
     return param - lr * (update + weight_decay * param), (exp_avg, exp_avg_sq)
 

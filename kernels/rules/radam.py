@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
+import triton.language as tl
 
 from ..arithmetic import divide, square_root
 from ..spec import Counters, Hyper, Pass, RuleSpec
@@ -20,7 +20,9 @@ def radam_rule(param, grad, state, hyper):
     lr, weight_decay, beta1, gain1, beta2, gain2, avg_weight, root_weight, offset = hyper
     grad = grad + weight_decay * param
     exp_avg, exp_avg_sq = update_moments(exp_avg, exp_avg_sq, grad, beta1, gain1, beta2, gain2)
-    update = divide(avg_weight * exp_avg, root_weight * square_root(exp_avg_sq) + offset)
+    denominator = root_weight * square_root(exp_avg_sq) + offset
+    # While b is 0 a v that has overflowed must not count.
+    update = divide(avg_weight * exp_avg, tl.where(root_weight == 0.0, offset, denominator))
     return param - lr * update, (exp_avg, exp_avg_sq)
 
 

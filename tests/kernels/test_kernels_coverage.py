@@ -1,0 +1,91 @@
+"""Nothing that the registry or a rule file offers is left out of the kernel tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernel_tolerances import STORAGES
+from kernel_trials import expected_launches
+from kernel_variants import VARIANTS
+
+from rlx_gpu.kernels.codecs import CODECS
+from rlx_gpu.kernels.spec import FactoredSpec, RuleSpec
+from rlx_gpu.table import TABLE
+
+ADAFACTOR = {
+    "factored_sums_kernel": 1,
+    "factored_moments_kernel": 1,
+    "factored_row_mean_kernel": 1,
+    "factored_step_kernel": 2,
+    "fused_step_kernel": 2,  # for what is not a matrix
+    "finish_sums_kernel": 2,
+}
+LAUNCHES = {  # a step's kernel launches, however many tensors it steps
+    "LAMB-plain": {"fused_step_kernel": 2, "finish_sums_kernel": 1},
+    "LAMB-bias_correction": {"fused_step_kernel": 2, "finish_sums_kernel": 1},
+    "MARS-plain": {"fused_step_kernel": 2, "finish_sums_kernel": 1},
+    "Adafactor-plain": ADAFACTOR,
+    "Adafactor-lr_none": ADAFACTOR,
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_variants_turn_every_switch_both_ways(name):
+    resolved = [TABLE[name].resolve(variant.hyper) for variant in VARIANTS if variant.name == name]
+    assert resolved
+    for hyper in TABLE[name].hyperparameters:
+        values = [given[hyper.name] for given in resolved]
+        if hyper.kind == "bool":
+            assert set(values) == {True, False}, hyper.name
+        if hyper.optional:
+            assert None in values, hyper.name
+            assert any(value is not None for value in values), hyper.name
+    assert all(given["weight_decay"] > 0 for given in resolved)
+
+
+def test_variants_are_distinct():
+    ids = [str(variant) for variant in VARIANTS]
+    assert len(set(ids)) == len(ids)
+    hypers = [(variant.name, repr(variant.algorithm.resolve(variant.hyper))) for variant in VARIANTS]
+    assert len(set(hypers)) == len(hypers)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_variants_run_every_rule(name):
+    run = {spec.name for variant in VARIANTS if variant.name == name for spec in variant.specs({1, 2})}
+    if hasattr(TABLE[name].rules, "HESSIAN"):
+        run.add(TABLE[name].rules.HESSIAN.name)  # the trials update the Hessian
+    assert run == {spec.name for spec in TABLE[name].rules.SPECS}
+
+
+def test_rules_are_listed_and_named_once():
+    names = [spec.name for algorithm in TABLE.values() for spec in algorithm.rules.SPECS]
+    assert len(set(names)) == len(names)
+    for algorithm in TABLE.values():
+        assert callable(algorithm.rules.select)
+        assert all(isinstance(spec, (RuleSpec, FactoredSpec)) for spec in algorithm.rules.SPECS)
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_rules_have_the_slots_of_the_reference(variant, ndim):
+    (spec,) = variant.specs({ndim})
+    hyper = variant.algorithm.resolve(variant.hyper)
+    state = variant.algorithm.reference.init_state((2, 3, 4)[:ndim], **hyper)
+    scalars = set(getattr(variant.algorithm.reference, "SCALAR_SLOTS", ()))
+    assert set(spec.slots) == state.keys() - scalars
+    counters = {slot: float(np.asarray(value)) for slot, value in state.items() if slot in scalars}
+    assert dict(spec.counters or {}) == counters
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_step_takes_a_fixed_number_of_launches(variant):
+    """Parity tests hold every step against `expected_launches`; this holds that against numbers."""
+    names = [name for name, _ in expected_launches(variant.specs({1, 2, 3}))]
+    assert {name: names.count(name) for name in names} == LAUNCHES.get(str(variant), {"fused_step_kernel": 1})
+
+
+def test_trials_use_every_codec():
+    """The stochastic one has tests of its own."""
+    used = {getattr(storage, stream) for storage in STORAGES for stream in ("param", "grad", "state")}
+    assert used | {"bfloat16_stochastic"} == set(CODECS)

@@ -1,0 +1,124 @@
+"""A host that learns of skipped steps late, as behind a GPU, still steps exactly as if it had known at once."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from kernel_tolerances import FLOAT32, errors, largest
+from kernel_trials import all_bits, assert_same_bits, numbers
+from kernel_variants import variant
+
+from rlx_gpu import control, plan, reference
+
+# Lanes that a mask switches off are computed all the same, on zeros.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+NEVER = 10**6
+VARIANTS = ("AdamW-plain", "NAdamW-momentum_decay", "SGD-dampening", "RAdam-plain", "Adafactor-lr_none")
+SHAPES = {"a": (5,), "b": (1, 3), "late": (4,)}
+STEPS = 16
+FIRST_OF_LATE = 6
+
+
+def is_bad(t):
+    """Alone, in a row, first and last."""
+    return t in (1, 2, 5, 8, 9, 10, 11, 12, 13, 16) or t % 7 == 0
+
+
+def gradients(t, bad):
+    rng = np.random.default_rng([t, 4])
+    grads = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    if bad:
+        grads["a"][t % 5] = (np.nan, np.inf)[t % 2]
+    return {name: grad for name, grad in grads.items() if name != "late" or t >= FIRST_OF_LATE}
+
+
+def run(optimizer, as_array, *, split=False, steps=STEPS, half=False):
+    """All steps, with a learning rate that changes while news are outstanding; returns the parameters.
+
+    With `half` one parameter is in bfloat16, whose random bits hang on the step count.
+    """
+    rng = np.random.default_rng(12)
+    params = {name: as_array(rng.normal(size=shape).astype(np.float32)) for name, shape in SHAPES.items()}
+    if half:
+        params["b"] = params["b"].bfloat16()
+    rates = optimizer.hyper["lr"] is not None
+    for t in range(1, steps + 1):
+        if rates:
+            optimizer.set_lr(0.05 + 0.01 * (t % 6))
+        grads = gradients(t, is_bad(t))
+        items = [(name, SHAPES[name], params[name], as_array(grad)) for name, grad in grads.items()]
+        for batch in [items[:1], items[1:]] if split else [items]:
+            optimizer.step_batch(batch)
+        optimizer.end_iteration()
+    return params
+
+
+def delay(monkeypatch, steps, *, in_flight=4):
+    """Lets the host hear of a step's outcome only after so many further steps, `in_flight` at most."""
+    monkeypatch.setattr(control.SkipLedger, "_arrived", lambda self, wait: wait or self.pending > steps)
+    for module in (control, plan):
+        monkeypatch.setattr(module, "IN_FLIGHT", in_flight)
+
+
+@functools.cache
+def prompt(name, split, steps=STEPS):
+    """The bits after all steps where the host learns of every outcome at once."""
+    optimizer = variant(name).make(skip_nonfinite=True, rounding="stochastic")
+    return all_bits(optimizer, run(optimizer, torch.tensor, split=split, steps=steps, half=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "split"),
+    [(name, steps, False) for name in VARIANTS for steps in (1, NEVER)]
+    + [(name, NEVER, True) for name in VARIANTS[:2]],
+)
+def test_late_news_change_no_bit(name, steps, split, monkeypatch):
+    wanted = prompt(name, split)
+    delay(monkeypatch, steps)
+    late = variant(name).make(skip_nonfinite=True, rounding="stochastic")
+    params = run(late, torch.tensor, split=split, half=True)
+    assert any(of.ledger.pending for of in late._engine._plans.values()), "nothing was late"
+    assert_same_bits(all_bits(late, params), wanted)
+
+
+def test_the_host_waits_once_too_much_is_in_flight(monkeypatch):
+    steps = control.IN_FLIGHT + 8
+    wanted = prompt("AdamW-plain", False, steps)
+    delay(monkeypatch, NEVER, in_flight=control.IN_FLIGHT)
+    optimizer = variant("AdamW-plain").make(skip_nonfinite=True, rounding="stochastic")
+    params = run(optimizer, torch.tensor, steps=steps, half=True)
+    (only,) = [of for key, of in optimizer._engine._plans.items() if "late" in key]
+    assert control.IN_FLIGHT - 2 <= only.ledger.pending <= control.IN_FLIGHT
+    assert_same_bits(all_bits(optimizer, params), wanted)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_late_news_and_the_reference_agree(name, monkeypatch):
+    delay(monkeypatch, NEVER)
+    optimizer = variant(name).make(skip_nonfinite=True)
+    params = run(optimizer, torch.tensor)
+    good = variant(name).make(reference)
+    expected = run(Without(good), lambda array: array.astype(np.float64))
+    found = {f"param/{key}": value.double().numpy() for key, value in params.items()} | numbers(optimizer.state_dict())
+    wanted = {f"param/{key}": value for key, value in expected.items()} | numbers(good.state_dict())
+    counts = {key: int(value) for key, value in wanted.items() if key.startswith("step/")}
+    bad = sum(map(is_bad, range(1, STEPS + 1)))
+    assert counts["step/a"] == STEPS - bad
+    slack = {key: FLOAT32.relative * max(largest(value), 1.0) for key, value in wanted.items()}
+    slack |= dict.fromkeys(counts, 0.0)
+    assert not errors(found, wanted, slack, dict.fromkeys(wanted, "float64"))
+
+
+class Without:
+    """Keeps the bad steps from an optimizer altogether."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.hyper = optimizer, optimizer.hyper
+        self.set_lr, self.end_iteration = optimizer.set_lr, optimizer.end_iteration
+
+    def step_batch(self, items):
+        if all(np.isfinite(grad).all() for _, _, _, grad in items):
+            self.optimizer.step_batch(items)
