@@ -76,7 +76,9 @@ def _array(key: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
         raise ValueError(f"state dict: {key!r} must be an array of numbers, got {type(value).__name__}") from None
 
 
-def _shape(name: str, slots: Mapping[str, Any], init_state: Callable[[Shape], State], known: Shape | None) -> Shape | None:
+def _shape(
+    name: str, slots: Mapping[str, Any], init_state: Callable[[Shape], State], known: Shape | None
+) -> Shape | None:
     """The parameter shape that a parameter's slots belong to."""
     shapes = {slot: tuple(value.shape) for slot, value in slots.items()}
     # A matrix may have other slots than a vector (Adafactor): hold the names against the closer of the two.

@@ -246,7 +246,9 @@ def make_class(algorithm: ModuleType, package: str) -> type[Optimizer]:
     return type(algorithm.NAME, (base,), members)
 
 
-def signature(algorithm: ModuleType, constructor: Callable[..., None], *leading: inspect.Parameter) -> inspect.Signature:
+def signature(
+    algorithm: ModuleType, constructor: Callable[..., None], *leading: inspect.Parameter
+) -> inspect.Signature:
     """A constructor's signature with the algorithm's hyperparameters before the constructor's keyword-only options."""
     hypers: tuple[Hyper, ...] = algorithm.HYPERPARAMETERS
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD

@@ -1,26 +1,62 @@
-"""The GPU lane: every test of this folder needs a CUDA device and compiled kernels, and is skipped without them."""
+"""The GPU lane: `make test-gpu` compiles the kernels and runs these tests on CUDA.
+
+Tests that take `device` also run on the CPU, interpreted, so that their bodies are exercised without a GPU. What can
+only be seen on a GPU is marked `gpu` and skipped without one: the one skip of the suite.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+LANE = os.environ.get("RLX_GPU_LANE") == "1" and torch.cuda.is_available()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark this folder's tests `gpu`, and skip them where they cannot run."""
-    if not torch.cuda.is_available():
-        reason = "needs a CUDA device"
-    elif os.environ.get("RLX_GPU_LANE") != "1":
-        reason = "runs in the GPU lane: make test-gpu"
-    else:
-        reason = ""
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.gpu)
-            if reason:
-                item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        cuda = pytest.param("cuda", marks=pytest.mark.gpu)
+        metafunc.parametrize("device", [cuda] if LANE else ["cpu", cuda])
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not LANE:
+        pytest.skip("needs a CUDA device and RLX_GPU_LANE=1, as make test-gpu sets it")
+
+
+@pytest.fixture
+def cupy():
+    """CuPy, an extra."""
+    try:
+        import cupy
+    except ImportError:
+        pytest.skip("needs CuPy: pip install rlx-gpu[cupy]")
+    return cupy
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Every test here must have launched kernels."""
+    from rlx_gpu import launch
+
+    before = launch.launches.total()
+    result = yield
+    assert launch.launches.total() > before, "no kernel was launched"
+    return result
+
+
+@pytest.fixture
+def no_sync():
+    """Turns every synchronisation inside `with no_sync():` into an error, on CUDA."""
+
+    @contextmanager
+    def guard():
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return guard
