@@ -49,7 +49,7 @@ def traffic(accesses: list[Access], instructions: list[Instruction], block: Bloc
         if full:
             raise UnexpectedCode(f"unmasked blocks in a kernel without parameter-sized streams: {full[0]}")
         return Traffic(None, 0)
-    _check_tail(accesses, block)
+    _check_tail(accesses, instructions, block)
     ambiguous = {access.line for access in full} & {access.line for access in accesses if access not in full}
     if ambiguous:
         raise UnexpectedCode(f"one source line loads or stores with and without a mask: {sorted(ambiguous)}")
@@ -76,8 +76,12 @@ def _check_lines(accesses: list[Access], instructions: list[Instruction]) -> Non
             raise UnexpectedCode(f"a memory instruction without an access in the IR: {instruction}")
 
 
-def _check_tail(accesses: list[Access], block: Block) -> None:
-    """The masked path must stream over what the unmasked one does: a masked access in the full path would be missed."""
+def _check_tail(accesses: list[Access], instructions: list[Instruction], block: Block) -> None:
+    """The masked path must stream over what the unmasked one does, an element at a time.
+
+    A masked access in the full path would be missed otherwise, and an alignment claimed for the full path that reaches
+    the masked one would fault on unaligned tensors.
+    """
 
     def kinds(shape: tuple[int, ...], masked: bool) -> Counter[tuple[str, int]]:
         chosen = [access for access in accesses if access.shape == shape and access.masked == masked]
@@ -86,6 +90,11 @@ def _check_tail(accesses: list[Access], block: Block) -> None:
     full, tail = kinds(block.full, masked=False), kinds(block.tail, masked=True)
     if not full or full != tail:
         raise UnexpectedCode(f"the full-block path streams over {dict(full)}, the tail over {dict(tail)}")
+    tails = {(access.op, access.line) for access in accesses if access.shape == block.tail and access.masked}
+    widest = {key: max(access.element_bits for access in accesses if (access.op, access.line) == key) for key in tails}
+    for instruction in instructions:
+        if instruction.bits > widest.get((instruction.op, instruction.line), instruction.bits):
+            raise UnexpectedCode(f"a tail access wider than an element: {instruction}")
 
 
 def _unrolling(key: tuple[str, Line], group: list[Access], found: list[Instruction], threads: int) -> int:

@@ -97,6 +97,12 @@ def test_traffic_refuses_what_it_could_misread(accesses, code, message):
         traffic(accesses, code, BLOCK, threads=128)
 
 
+def test_traffic_refuses_a_tail_that_relies_on_alignment():
+    wide = [*CODE[:-1], Instruction("load", 128, True, TAIL)]
+    with pytest.raises(UnexpectedCode, match="tail access wider than an element"):
+        traffic(ACCESSES, wide, BLOCK, 128)
+
+
 def test_a_kernel_declared_without_streams_must_have_none():
     with pytest.raises(UnexpectedCode, match="without parameter-sized streams"):
         traffic(ACCESSES, CODE, None, threads=128)

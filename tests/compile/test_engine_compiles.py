@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from compile_runs import run_json
 
 from rlx_gpu.table import TABLE
 
@@ -17,11 +15,8 @@ TRIAL = Path(__file__).with_name("engine_trial.py")
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, Any]:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, str(TRIAL)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_json(sys.executable, tmp_path_factory.mktemp("cache"), str(TRIAL))
 
 
 @pytest.mark.parametrize("name", TABLE)
