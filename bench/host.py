@@ -1,7 +1,8 @@
 """Host time of a step: what the Python and C++ side of an optimizer costs per tensor, without any arithmetic of ours.
 
 Our launches are taken out; torch's fused and foreach steps run on one-element tensors, where arithmetic is next to
-nothing. Providers are interleaved in one run. `python -m rlx_gpu.bench.host`
+nothing. Providers take turns in one run: the first step of a turn finds the processor's caches full of the others' data
+("cold"), the following ones find their own ("steady"). `python -m rlx_gpu.bench.host`
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .record import append, spread
 
 Step = Callable[[], Any]
 TENSORS = (148, 300, 1000, 5000)
+TURN = 5  # consecutive steps of a provider
 
 
 def parameters(count: int) -> list[Any]:
@@ -75,25 +77,28 @@ PROVIDERS: dict[str, Callable[[int], Step]] = {
 def measure(count: int, repeats: int) -> list[dict[str, Any]]:
     """Microseconds a tensor for every provider, interleaved."""
     steps = {name: make(count) for name, make in PROVIDERS.items()}
-    samples: dict[str, list[float]] = {name: [] for name in steps}
-    for round_number in range(repeats + 3):
+    for step in steps.values():
+        step()  # builds plans and state
+    samples: dict[tuple[str, str], list[float]] = {}
+    for _ in range(repeats):
         for name, step in steps.items():
-            start = time.perf_counter()
-            step()
-            if round_number >= 3:  # the first rounds build plans and state
-                samples[name].append((time.perf_counter() - start) * 1e6 / count)
-    fused = spread(samples["torch fused"])["median"]
+            for turn in range(TURN):
+                start = time.perf_counter()
+                step()
+                taken = (time.perf_counter() - start) * 1e6 / count
+                samples.setdefault((name, "steady" if turn else "cold"), []).append(taken)
     rows = []
-    for name, values in samples.items():
-        microseconds = spread(values)
+    for (name, caches), values in samples.items():
+        cost, fused = spread(values), spread(samples["torch fused", caches])
         rows.append(
             {
                 "bench": "host",
                 "optimizer": "AdamW",
                 "provider": name,
                 "tensors": count,
-                "us_per_tensor": {key: round(value, 3) for key, value in microseconds.items()},
-                "torch_fused_over_this": round(fused / microseconds["median"], 2),
+                "caches": caches,
+                "us_per_tensor": {key: round(value, 3) for key, value in cost.items()},
+                "torch_fused_over_this": round(fused["median"] / cost["median"], 2),
             }
         )
     return rows
@@ -101,7 +106,7 @@ def measure(count: int, repeats: int) -> list[dict[str, Any]]:
 
 def main(
     tensors: Annotated[list[int] | None, typer.Option(help="How many tensors; may be repeated.")] = None,
-    repeats: Annotated[int, typer.Option(min=5, help="Steps timed per provider.")] = 50,
+    repeats: Annotated[int, typer.Option(min=5, help="Turns of each provider.")] = 30,
     record: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/host.jsonl.")] = None,
 ) -> None:
     """Measure the host time of an AdamW step and record it."""
@@ -110,11 +115,11 @@ def main(
 
     torch.set_num_threads(1)
     rows = [row for count in tensors or TENSORS for row in measure(count, repeats)]
-    table = Table("tensors", "provider", "µs a tensor", "p20 to p80", "torch fused / this")
+    table = Table("tensors", "caches", "provider", "µs a tensor", "p20 to p80", "torch fused / this")
     for row in rows:
         cost = row["us_per_tensor"]
         cells = (f"{cost['median']:.2f}", f"{cost['p20']:.2f} to {cost['p80']:.2f}", f"{row['torch_fused_over_this']}x")
-        table.add_row(str(row["tensors"]), row["provider"], *cells)
+        table.add_row(str(row["tensors"]), row["caches"], row["provider"], *cells)
     console = Console()
     console.print(table)
     console.print(f"recorded in {append('host', rows, record)}")

@@ -46,16 +46,12 @@ def optimizers() -> str:
 def host() -> str:
     """The last run of the host bench."""
     found = latest("host")
+    costs = {(row["tensors"], row["provider"], row["caches"]): row["us_per_tensor"]["median"] for row in found}
     cells = [
-        [
-            str(row["tensors"]),
-            row["provider"],
-            f"{row['us_per_tensor']['median']:.2f}",
-            f"{row['torch_fused_over_this']}x",
-        ]
-        for row in found
+        [str(tensors), provider, *(f"{costs[tensors, provider, caches]:.2f}" for caches in ("steady", "cold"))]
+        for tensors, provider in dict.fromkeys((row["tensors"], row["provider"]) for row in found)
     ]
-    table = markdown(["tensors", "provider", "µs a tensor", "torch fused / this"], cells)
+    table = markdown(["tensors", "provider", "µs a tensor, steady", "with cold caches"], cells)
     return f"{table}\n\n{_measured(found)} Reproduce: `make bench`."
 
 

@@ -19,7 +19,7 @@ class Settings:
     storage: Storage
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Entry:
     """One parameter: name (for errors), tensor, group, lr_scale, and its first element's place among all elements."""
 

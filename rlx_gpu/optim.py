@@ -107,17 +107,18 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        entries = self._entries()
-        grads: list[Any] = [entry.param.grad for entry in entries]
+        params, entries = self._flat()
+        grads: list[Any] = [param.grad for param in params]
         if any(grad is None for grad in grads):
-            entries = [entry for entry, grad in zip(entries, grads, strict=True) if grad is not None]
-            grads = [entry.param.grad for entry in entries]
-        if entries:
+            kept = [i for i, grad in enumerate(grads) if grad is not None]
+            params, entries = [params[i] for i in kept], [entries[i] for i in kept]
+            grads = [grads[i] for i in kept]
+        if params:
             state = self.state
-            states = [state[entry.param] for entry in entries]
+            states = [state[param] for param in params]
             settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
             self._engine.step(None, Batch(entries, grads, states, settings), grad_scale)
-            torch.autograd.graph.increment_version([entry.param for entry in entries])
+            torch.autograd.graph.increment_version(params)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,12 +168,11 @@ class Optimizer(torch.optim.Optimizer):
         self._layout = None
         self._checked = {}
 
-    def _entries(self) -> list[Entry]:
-        """One entry per parameter of all groups, the same objects as long as the groups hold the same tensors."""
+    def _flat(self) -> tuple[list[torch.Tensor], list[Entry]]:
+        """The parameters of all groups and their entries, the same objects as long as the groups hold the same."""
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        known, flat = self._layout or ([], [])
-        if len(params) == len(known) and all(map(operator.is_, params, known)):
-            return flat
+        if self._layout and len(params) == len(self._layout[0]) and all(map(operator.is_, params, self._layout[0])):
+            return self._layout
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
             entries += self._entries_of(group, index)
@@ -181,7 +181,7 @@ class Optimizer(torch.optim.Optimizer):
             entry.origin = origin
             origin += -(-entry.param.numel() // 8) * 8  # stochastic rounding draws its bits for 8 elements at once
         self._layout = (params, entries)
-        return entries
+        return self._layout
 
     def _entries_of(self, group: Mapping[str, Any], index: int) -> list[Entry]:
         count = len(group["params"])
@@ -216,7 +216,7 @@ class HessianOptimizer(Optimizer):
         params, estimates = list(params), list(estimates)
         if len(params) != len(estimates):
             raise ValueError(f"update_hessian: {len(params)} params but {len(estimates)} estimates")
-        known = {id(entry.param): entry for entry in self._entries()}
+        known = {id(entry.param): entry for entry in self._flat()[1]}
         entries: list[Entry] = []
         for index, param in enumerate(params):
             if id(param) not in known:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
 _pointer = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
+_contiguous = torch.Tensor.is_contiguous
 _dtype, _shape, _device = attrgetter("dtype"), attrgetter("shape"), attrgetter("device")
 
 
@@ -272,8 +273,9 @@ class Plan:
 
 
 def signatures(grads: Sequence[torch.Tensor]) -> list[Any]:
-    """What of a gradient decides how it is read: dtypes, then strides."""
-    return [*map(_dtype, grads), *map(_stride, grads)]
+    """What of the gradients decides how they are read: dtypes, then strides unless all are contiguous."""
+    contiguous = list(map(_contiguous, grads))
+    return [*map(_dtype, grads), *(contiguous if all(contiguous) else map(_stride, grads))]
 
 
 def places(grads: Sequence[torch.Tensor]) -> list[Any]:
