@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
 _pointer = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
+_numel = torch.Tensor.numel
 _contiguous = torch.Tensor.is_contiguous
-_dtype, _shape, _device = attrgetter("dtype"), attrgetter("shape"), attrgetter("device")
+_dtype, _device = attrgetter("dtype"), attrgetter("device")
 
 
 @dataclass
@@ -68,7 +69,7 @@ class Plan:
 
     grad_pointers: list[int]
     grad_signatures: list[Any]
-    grad_places: list[Any]
+    grad_devices: list[torch.device]
 
     def __init__(self, algorithm: Algorithm, batch: Batch, select: Select, *, guarded: bool = False) -> None:
         self.algorithm = algorithm
@@ -94,6 +95,8 @@ class Plan:
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
         self.owned = self._owned_pointers(batch)
+        self.slots = list(slots_of(batch))
+        self.param_layouts = layouts(self.params)
         self._remember_grads(batch.grads)
         self._place(batch)
 
@@ -104,18 +107,20 @@ class Plan:
         try:
             if self._owned_pointers(batch) != self.owned or signatures(batch.grads) != self.grad_signatures:
                 return False
+            if not all(map(is_, slots_of(batch), self.slots)) or layouts(self.params) != self.param_layouts:
+                return False
             pointers = list(map(_pointer, batch.grads))
         except (RuntimeError, TypeError, AttributeError):  # a gradient that is sparse or no tensor: the check says so
             return False
         if pointers != self.grad_pointers:
-            if places(batch.grads) != self.grad_places:
+            if list(map(_device, batch.grads)) != self.grad_devices:
                 return False
             self.grad_pointers = pointers
             self._place_grads()
-        if not np.array_equal(self.steps, self.expected_steps):  # somebody wrote to a step count
-            self._regroup()
-            self._place(batch)
-        return True
+        # Where somebody wrote to a step count or another counter, a new plan checks what was written.
+        counters = [self.steps, *self.counters.values()]
+        expected = [self.expected_steps, *self.expected_counters.values()]
+        return all(np.array_equal(*pair, equal_nan=True) for pair in zip(counters, expected, strict=True))
 
     def rows(self, group: Group, settings: Sequence[Settings]) -> torch.Tensor:
         """The hyperparameters of this step, on the device.
@@ -150,7 +155,7 @@ class Plan:
                     del cohort.history[old]
                 for slot, value in cohort.history[cohort.step].items():
                     own = [i for i, of in zip(group.members, group.cohort_of, strict=True) if of == index]
-                    self.counters[slot][own] = value
+                    self.counters[slot][own] = self.expected_counters[slot][own] = value
 
     def report(self) -> None:
         """Sends the count of skipped steps, the same on every device, on its way to the host."""
@@ -231,6 +236,7 @@ class Plan:
     def _regroup(self) -> None:
         """Finds which members share a row from now on: same group, scale, step and counters."""
         self.expected_steps = self.steps.copy()
+        self.expected_counters = {slot: array.copy() for slot, array in self.counters.items()}
         for group in self.groups:
             found: dict[Any, int] = {}
             group.cohorts, group.cohort_of = [], []
@@ -250,7 +256,7 @@ class Plan:
     def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
         self.grad_pointers = list(map(_pointer, grads))
         self.grad_signatures = signatures(grads)
-        self.grad_places = places(grads)
+        self.grad_devices = list(map(_device, grads))
 
     def _place(self, batch: Batch) -> None:
         """Sends every bucket the addresses of its streams and the rows that its members read."""
@@ -273,14 +279,19 @@ class Plan:
 
 
 def signatures(grads: Sequence[torch.Tensor]) -> list[Any]:
-    """What of the gradients decides how they are read: dtypes, then strides unless all are contiguous."""
+    """What of the gradients decides how they are read: dtypes, sizes, and strides unless all are contiguous."""
     contiguous = list(map(_contiguous, grads))
-    return [*map(_dtype, grads), *(contiguous if all(contiguous) else map(_stride, grads))]
+    return [*map(_dtype, grads), *map(_numel, grads), *(contiguous if all(contiguous) else map(_stride, grads))]
 
 
-def places(grads: Sequence[torch.Tensor]) -> list[Any]:
-    """Devices, then shapes, of the gradients."""
-    return [*map(_device, grads), *map(_shape, grads)]
+def slots_of(batch: Batch) -> Any:
+    """Every state tensor."""
+    return chain.from_iterable(map(dict.values, batch.states))
+
+
+def layouts(tensors: Sequence[torch.Tensor]) -> list[Any]:
+    """Sizes, then strides: together they tell shapes apart, for less than asking a parameter for its shape."""
+    return [*map(_numel, tensors), *map(_stride, tensors)]
 
 
 def slot_names(algorithm: Algorithm, settings: Settings) -> Any:

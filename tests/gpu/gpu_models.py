@@ -1,0 +1,87 @@
+"""Models for the GPU lane: awkward shapes and places, in every storage, and the reference that they are held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+import rlx_gpu
+from rlx_gpu.reference.formats import round_to
+
+# Dtype of parameters and gradients, options, and the tolerance relative to a tensor's largest value: float32 rounds
+# where float64 does not; a 16-bit value is one step of its format off where the two round apart.
+STORAGES: dict[str, tuple[torch.dtype, dict[str, Any], float]] = {
+    "float32": (torch.float32, {}, 2e-5),
+    "bfloat16": (torch.bfloat16, {}, 2**-7),
+    "float16": (torch.float16, {}, 2**-10),
+    "float32-bfloat16-state": (torch.float32, {"state_dtype": "bfloat16"}, 2**-7),
+    "bfloat16-bfloat16-state": (torch.bfloat16, {"state_dtype": "bfloat16"}, 2**-7),
+    "bfloat16-stochastic": (torch.bfloat16, {"rounding": "stochastic", "seed": 2**33 + 1}, 2**-6),
+}
+STEPS = 3
+
+
+def make_tensors(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """One tensor of each kind: tiny, beside a block's edge, tall, wide, transposed, channels last, unaligned, empty."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).to(device)
+
+    return {
+        "one": random(1),
+        "scalar": random(),
+        "127": random(127),
+        "1024": random(1024),
+        "1025": random(1025),
+        "tall": random(97, 5),
+        "wide": random(3, 136),
+        "tiles": random(32, 256),
+        "transposed": random(6, 9).T,
+        "channels-last": random(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "unaligned": random(1060)[1:1057],
+        "empty": random(0, 4),
+    }
+
+
+def make_grads(tensors: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+    """Contiguous gradients, whatever the memory order of the parameters."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    return {
+        name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype).to(tensor.device)
+        for name, tensor in tensors.items()
+    }
+
+
+def run(optimizer: Any, tensors: dict[str, torch.Tensor], steps: range = range(STEPS), **options: Any) -> None:
+    """An iteration of the trait for each seed."""
+    for seed in steps:
+        grads = make_grads(tensors, seed)
+        optimizer.step_batch([(name, t.shape, t, grads[name]) for name, t in tensors.items()], **options)
+        optimizer.end_iteration()
+
+
+def run_reference(variant: tuple[str, dict[str, Any]], storage: str, steps: range = range(STEPS)) -> dict[str, Any]:
+    """The parameters after the same steps in float64, rounded to their format after every step."""
+    name, hyper = variant
+    dtype, options, _ = STORAGES[storage]
+    tensors = make_tensors(dtype, "cpu")
+    optimizer = getattr(rlx_gpu.reference, name)(**hyper, state_dtype=options.get("state_dtype", "float32"))
+    params = {key: tensor.double().contiguous().numpy() for key, tensor in tensors.items()}
+    for seed in steps:
+        grads = make_grads(tensors, seed)
+        for key, param in params.items():
+            optimizer.step(key, param.shape, param, grads[key].double().numpy())
+            param[...] = round_to(param, str(dtype).removeprefix("torch."))
+        optimizer.end_iteration()
+    return params
+
+
+def assert_close(tensors: dict[str, torch.Tensor], expected: dict[str, Any], tolerance: float) -> None:
+    """Every parameter within the tolerance, relative to its largest value."""
+    for name, want in expected.items():
+        got = tensors[name].detach().double().cpu().numpy()
+        atol = tolerance * np.abs(want).max(initial=0.0)
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=name)
