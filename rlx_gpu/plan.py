@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
 _pointer = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
+_stride, _size = torch.Tensor.stride, torch.Tensor.size
 _numel = torch.Tensor.numel
 _contiguous = torch.Tensor.is_contiguous
 _dtype, _device = attrgetter("dtype"), attrgetter("device")
@@ -68,7 +68,8 @@ class Plan:
     """
 
     grad_pointers: list[int]
-    grad_signatures: list[Any]
+    grad_layouts: list[Any]
+    grad_dtypes: list[torch.dtype]
     grad_devices: list[torch.device]
 
     def __init__(self, algorithm: Algorithm, batch: Batch, select: Select, *, guarded: bool = False) -> None:
@@ -94,9 +95,11 @@ class Plan:
         self.controls = {device: Control(device) for device in {group.bucket.key.device for group in self.groups}}
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
-        self.owned = self._owned_pointers(batch)
-        self.slots = list(slots_of(batch))
+        self.slots = slots_of(batch)
+        self.owned = list(map(_pointer, chain(self.params, self.slots)))
         self.param_layouts = layouts(self.params)
+        factored = any(group.slots == ("row_var", "col_var") for group in self.groups)
+        self.shapes = list(map(_size, self.params)) if factored else []  # elsewhere a matrix is as good as a vector
         self._remember_grads(batch.grads)
         self._place(batch)
 
@@ -104,10 +107,15 @@ class Plan:
         """Whether this plan serves the batch; if only the gradients have moved, the tables follow them."""
         if batch.entries != self.entries or self.layouts != [slot_names(self.algorithm, s) for s in batch.settings]:
             return False
+        slots = slots_of(batch)
         try:
-            if self._owned_pointers(batch) != self.owned or signatures(batch.grads) != self.grad_signatures:
+            if list(map(_pointer, chain(self.params, slots))) != self.owned or not all(map(is_, slots, self.slots)):
                 return False
-            if not all(map(is_, slots_of(batch), self.slots)) or layouts(self.params) != self.param_layouts:
+            if layouts(self.params) != self.param_layouts or layouts(batch.grads) != self.grad_layouts:
+                return False
+            if list(map(_dtype, batch.grads)) != self.grad_dtypes:
+                return False
+            if self.shapes and list(map(_size, self.params)) != self.shapes:
                 return False
             pointers = list(map(_pointer, batch.grads))
         except (RuntimeError, TypeError, AttributeError):  # a gradient that is sparse or no tensor: the check says so
@@ -249,13 +257,10 @@ class Plan:
                     group.cohorts.append(Cohort(entry.group, entry.scale, step, {step: counters}))
                 group.cohort_of.append(found[key])
 
-    def _owned_pointers(self, batch: Batch) -> list[int]:
-        """Where parameters and state lie."""
-        return list(map(_pointer, chain(self.params, chain.from_iterable(map(dict.values, batch.states)))))
-
     def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
         self.grad_pointers = list(map(_pointer, grads))
-        self.grad_signatures = signatures(grads)
+        self.grad_layouts = layouts(grads)
+        self.grad_dtypes = list(map(_dtype, grads))
         self.grad_devices = list(map(_device, grads))
 
     def _place(self, batch: Batch) -> None:
@@ -278,20 +283,15 @@ class Plan:
             norm.place(grads[list(norm.members)])
 
 
-def signatures(grads: Sequence[torch.Tensor]) -> list[Any]:
-    """What of the gradients decides how they are read: dtypes, sizes, and strides unless all are contiguous."""
-    contiguous = list(map(_contiguous, grads))
-    return [*map(_dtype, grads), *map(_numel, grads), *(contiguous if all(contiguous) else map(_stride, grads))]
-
-
-def slots_of(batch: Batch) -> Any:
+def slots_of(batch: Batch) -> list[torch.Tensor]:
     """Every state tensor."""
-    return chain.from_iterable(map(dict.values, batch.states))
+    return list(chain.from_iterable(map(dict.values, batch.states)))
 
 
 def layouts(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    """Sizes, then strides: together they tell shapes apart, for less than asking a parameter for its shape."""
-    return [*map(_numel, tensors), *map(_stride, tensors)]
+    """What decides how flat memory is read: sizes, and strides unless all tensors are contiguous."""
+    contiguous = list(map(_contiguous, tensors))
+    return [*map(_numel, tensors), *(contiguous if all(contiguous) else map(_stride, tensors))]
 
 
 def slot_names(algorithm: Algorithm, settings: Settings) -> Any:
