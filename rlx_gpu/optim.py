@@ -114,8 +114,7 @@ class Optimizer(torch.optim.Optimizer):
             params, entries = [params[i] for i in kept], [entries[i] for i in kept]
             grads = [grads[i] for i in kept]
         if params:
-            state = self.state
-            states = [state[param] for param in params]
+            states = self._states(params)
             settings = [self._settings_of(group, index) for index, group in enumerate(self.param_groups)]
             self._engine.step(None, Batch(entries, grads, states, settings), grad_scale)
             torch.autograd.graph.increment_version(params)
@@ -167,6 +166,12 @@ class Optimizer(torch.optim.Optimizer):
         self._engine = Engine(self.algorithm, skip_nonfinite=self.skip_nonfinite)
         self._layout = None
         self._checked = {}
+
+    def _states(self, params: list[torch.Tensor]) -> list[Any]:
+        """The parameters' states; looked up one by one only where `state` holds others or in another order."""
+        if len(self.state) == len(params) and all(map(operator.is_, self.state, params)):
+            return list(self.state.values())
+        return [self.state[param] for param in params]
 
     def _flat(self) -> tuple[list[torch.Tensor], list[Entry]]:
         """The parameters of all groups and their entries, the same objects as long as the groups hold the same."""
