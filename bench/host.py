@@ -2,11 +2,13 @@
 
 Our launches are taken out; torch's fused and foreach steps run on one-element tensors, where arithmetic is next to
 nothing. Providers take turns in one run: the first step of a turn finds the processor's caches full of the others' data
-("cold"), the following ones find their own ("steady"). `python -m rlx_gpu.bench.host`
+("cold"), the following ones find their own ("steady"). As in timeit, the garbage collector is off meanwhile.
+`python -m rlx_gpu.bench.host`
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from .record import append, spread
 
 Step = Callable[[], Any]
 TENSORS = (148, 300, 1000, 5000)
-TURN = 5  # consecutive steps of a provider
+TURN = 10  # consecutive steps of a provider
 
 
 def parameters(count: int) -> list[Any]:
@@ -80,13 +82,18 @@ def measure(count: int, repeats: int) -> list[dict[str, Any]]:
     for step in steps.values():
         step()  # builds plans and state
     samples: dict[tuple[str, str], list[float]] = {}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            for turn in range(TURN):
-                start = time.perf_counter()
-                step()
-                taken = (time.perf_counter() - start) * 1e6 / count
-                samples.setdefault((name, "steady" if turn else "cold"), []).append(taken)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(repeats):
+            for name, step in steps.items():
+                for turn in range(TURN):
+                    start = time.perf_counter()
+                    step()
+                    taken = (time.perf_counter() - start) * 1e6 / count
+                    samples.setdefault((name, "steady" if turn else "cold"), []).append(taken)
+    finally:
+        gc.enable()
     rows = []
     for (name, caches), values in samples.items():
         cost, fused = spread(values), spread(samples["torch fused", caches])
