@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Hyper = Mapping[str, Any]
 Counters = MutableMapping[str, float]
@@ -46,6 +46,8 @@ class RuleSpec:
     passes: tuple[Pass, ...]
     scalars: Callable[[Hyper, int, Counters], tuple[float, ...]]
     counters: Mapping[str, float] | None = None
+    shaped: ClassVar[bool] = False  # whether a parameter's shape matters, and not only its elements
+    scheduled: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,3 +73,31 @@ class FactoredSpec:
     scalars: Callable[[Hyper, int, Counters], tuple[float, ...]]
     counters: Mapping[str, float] | None = None
     slots: tuple[str, ...] = ("row_var", "col_var")
+    shaped: ClassVar[bool] = True
+    scheduled: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixSpec:
+    """An algorithm on whole matrices: batched routines do the work, and elementwise rules what lies before and after.
+
+    Args:
+        name: unique among all rules.
+        routine: the module of `rlx_gpu.matrix` that steps batches of it.
+        slots: state tensors on the device.
+        scalars: as in `RuleSpec`; the first two are lr and λ.
+        scheduled: whether which launches a step makes depends on its number, so that the host must know it.
+        flat: whether a parameter is one vector.
+        numbers: those of the slots that hold one number for each matrix.
+        counters: as in `RuleSpec`.
+    """
+
+    name: str
+    routine: str
+    slots: tuple[str, ...]
+    scalars: Callable[[Hyper, int, Counters], tuple[float, ...]]
+    scheduled: bool
+    flat: bool = False
+    numbers: tuple[str, ...] = ()
+    counters: Mapping[str, float] | None = None
+    shaped: ClassVar[bool] = True

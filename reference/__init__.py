@@ -11,10 +11,11 @@ import importlib
 import pkgutil
 from types import ModuleType
 
+from .newton_schulz import newton_schulz
 from .norms import global_grad_clip_scale, has_nonfinite, l2_norm
 from .trait import Optimizer, make_class
 
-__all__ = ["Optimizer", "algorithms", "global_grad_clip_scale", "has_nonfinite", "l2_norm"]
+__all__ = ["Optimizer", "algorithms", "global_grad_clip_scale", "has_nonfinite", "l2_norm", "newton_schulz"]
 
 
 @functools.cache
@@ -25,7 +26,7 @@ def algorithms() -> dict[str, ModuleType]:
 
 
 def __getattr__(name: str) -> type[Optimizer]:
-    if name.startswith("_") or name not in algorithms():
+    if name.islower() or name.startswith("_") or name not in algorithms():  # modules, asked for by `from . import x`
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = made = make_class(algorithms()[name], __name__)
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ def load_parameters(
     state: Mapping[str, Any],
     optimizer: str,
     *,
-    init_state: Callable[[Shape], State],
+    init_state: Callable[[str, Shape], State],
     shapes: Mapping[str, Shape | None],
     read: Callable[[str, Any], Any] | None = None,
 ) -> tuple[int, dict[str, tuple[Shape | None, int, dict[str, Any]]]]:
@@ -25,7 +26,7 @@ def load_parameters(
     Args:
         state: as `Optimizer.state_dict` gives it; numbers and strings may be 0-d arrays, as NumPy's files return them.
         optimizer: whose state it must be.
-        init_state: the slots that this optimizer keeps for a shape.
+        init_state: the slots that this optimizer keeps for a parameter's name and shape.
         shapes: the shapes of the parameters already known.
         read: `(key, value)` to the slot that is kept; a float64 NumPy copy unless given.
 
@@ -47,7 +48,7 @@ def load_parameters(
         if slot != "step":
             slots[slot] = (read or _array)(key, value)
     loaded = {
-        name: (_shape(name, slots, init_state, shapes.get(name)), _count(state, f"step/{name}"), slots)
+        name: (_shape(name, slots, partial(init_state, name), shapes.get(name)), _count(state, f"step/{name}"), slots)
         for name, slots in slots_by_name.items()
     }
     return _count(state, "iteration"), loaded
@@ -81,13 +82,17 @@ def _shape(
 ) -> Shape | None:
     """The parameter shape that a parameter's slots belong to."""
     shapes = {slot: tuple(value.shape) for slot, value in slots.items()}
-    # A matrix may have other slots than a vector (Adafactor): hold the names against the closer of the two.
-    layouts = [set(init_state(known))] if known is not None else [set(init_state((1,) * ndim)) for ndim in (1, 2)]
-    layout = max(layouts, key=lambda names: len(names & slots.keys()))
-    for slot in sorted(layout ^ slots.keys()):
-        raise ValueError(f"state dict: {'missing' if slot in layout else 'unknown'} '{slot}/{name}'")
-    # A slot has the parameter's shape, or (rows and columns) the slots' shapes joined make it.
-    for shape in [known] if known is not None else [*shapes.values(), sum(shapes.values(), ())]:
+    # A matrix may have other slots than a vector: hold the names against the closer of the two, or both if equally so.
+    layouts = [{*init_state(known)}] if known is not None else [{*init_state((1,) * ndim)} for ndim in (1, 2)]
+    nearest = max(len(names & slots.keys()) for names in layouts)
+    layouts = [names for names in layouts if len(names & slots.keys()) == nearest]
+    if slots.keys() not in layouts:
+        wrong = [min(names ^ slots.keys()) for names in layouts]
+        faults = [f"{'unknown' if slot in slots else 'missing'} '{slot}/{name}'" for slot in dict.fromkeys(wrong)]
+        raise ValueError(f"state dict: {' or '.join(faults)}")
+    # A slot has the parameter's shape, or two slots are its rows and its columns.
+    joined = [sum(shapes.values(), ())] if all(len(shape) == 1 for shape in shapes.values()) else []
+    for shape in [known] if known is not None else [*shapes.values(), *joined]:
         expected = {slot: value.shape for slot, value in init_state(shape).items()}
         if shapes == expected:
             return shape if shapes else known

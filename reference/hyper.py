@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -20,43 +21,69 @@ class Hyper:
     Args:
         name: as in the constructor.
         default: REQUIRED if the caller must give it.
-        interval: the allowed values in mathematical notation, "[0, 1)"; of each element, for a pair.
-        kind: "float", "pair" (of floats) or "bool".
+        interval: the allowed values in mathematical notation, "[0, 1)"; of each element, where there are several.
+        kind: "float", "pair" (of floats), "bool", "int", "choice" (one of `choices`), "sizes" (a tuple of whole
+            numbers) or "coefficients" (one of `choices`, or a tuple of triples of floats).
         optional: whether None is allowed.
+        choices: the names allowed.
         doc: one line of meaning.
     """
 
     name: str
     default: Any = REQUIRED
     interval: str = "[0, inf)"
-    kind: Literal["float", "pair", "bool"] = "float"
+    kind: Literal["float", "pair", "bool", "int", "choice", "sizes", "coefficients"] = "float"
     optional: bool = False
+    choices: tuple[str, ...] = ()
     doc: str = ""
 
     @property
     def allowed(self) -> str:
         """The allowed values in words."""
-        words = {"float": f"a number in {self.interval}", "pair": f"a pair of numbers in {self.interval}"}
-        return words.get(self.kind, "True or False") + (" or None" if self.optional else "")
+        choice = f"one of {', '.join(self.choices)}"
+        words = {
+            "float": f"a number in {self.interval}",
+            "pair": f"a pair of numbers in {self.interval}",
+            "bool": "True or False",
+            "int": f"a whole number in {self.interval}",
+            "choice": choice,
+            "sizes": f"a tuple of whole numbers in {self.interval}",
+            "coefficients": f"{choice}, or a list of triples of numbers in {self.interval}",
+        }
+        return words[self.kind] + (" or None" if self.optional else "")
+
+    @property
+    def structural(self) -> bool:
+        """Whether the value decides which rule runs on which buffers, rather than being a number in the rule."""
+        return self.kind not in ("float", "pair")
 
     def with_default(self, default: Any) -> Hyper:
         """The same hyperparameter with another default."""
         return replace(self, default=default)
 
     def check(self, value: Any) -> Any:
-        """The value as a float, a tuple of floats, a bool or None.
+        """The value as its kind has it, hashable: a number, a name, a bool, a tuple of those, or None.
 
         Raises:
             ValueError: another kind of value, or one out of range; names the hyperparameter, the value and the range.
         """
         if value is None and self.optional:
             return None
+        several = isinstance(value, (tuple, list))
         if self.kind == "bool" and isinstance(value, (bool, np.bool_)):
             return bool(value)
         if self.kind == "float":
             return self._number(self.name, value)
-        if self.kind == "pair" and isinstance(value, (tuple, list)) and len(value) == 2:
+        if self.kind == "int":
+            return self._whole(self.name, value)
+        if self.kind in ("choice", "coefficients") and isinstance(value, str) and value in self.choices:
+            return value
+        if self.kind == "pair" and several and len(value) == 2:
             return tuple(self._number(f"{self.name}[{i}]", element) for i, element in enumerate(value))
+        if self.kind == "sizes" and several and len(value):
+            return tuple(self._whole(f"{self.name}[{i}]", element) for i, element in enumerate(value))
+        if self.kind == "coefficients" and several and len(value):
+            return tuple(self._triple(f"{self.name}[{i}]", element) for i, element in enumerate(value))
         raise ValueError(f"{self.name} must be {self.allowed}, got {value!r}")
 
     def _number(self, label: str, value: Any) -> float:
@@ -72,6 +99,22 @@ class Hyper:
         if not _contains(self.interval, number):
             raise ValueError(f"{label} must be {wanted}, got {number!r}")
         return number
+
+    def _whole(self, label: str, value: Any) -> int:
+        """The value as an int inside the interval; a float is none, however whole."""
+        try:
+            number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or not _contains(self.interval, number):
+            raise ValueError(f"{label} must be a whole number in {self.interval}, got {value!r}")
+        return number
+
+    def _triple(self, label: str, value: Any) -> tuple[float, ...]:
+        """The value as three floats inside the interval."""
+        if not isinstance(value, (tuple, list)) or len(value) != 3:
+            raise ValueError(f"{label} must be a triple of numbers in {self.interval}, got {value!r}")
+        return tuple(self._number(f"{label}[{i}]", element) for i, element in enumerate(value))
 
 
 def _contains(interval: str, x: float) -> bool:
@@ -101,6 +144,13 @@ def resolve(hyperparameters: Iterable[Hyper], given: Mapping[str, Any], optimize
         return {name: known[name].check(value) for name, value in values.items()}
     except ValueError as error:
         raise ValueError(f"{optimizer}: {error}") from None
+
+
+def scaled(hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
+    """The hyperparameters of a parameter with this `lr_scale`; without an lr the rule applies the scale itself."""
+    if hyper["lr"] is None:
+        return {**hyper, "lr_scale": scale}
+    return {**hyper, "lr": hyper["lr"] * scale}
 
 
 LR = Hyper("lr", doc="learning rate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from .arrays import Shape, State
 from .checkpoint import load_parameters
 from .formats import round_to
-from .hyper import REQUIRED, Hyper, resolve
+from .hyper import REQUIRED, Hyper, resolve, scaled
+from .matrices import check_use_fallback, has_fallback
 from .norms import has_nonfinite
 
 LR_SCALE = Hyper("lr_scale", 1.0, doc="factor of lr for one parameter")
@@ -27,6 +28,8 @@ OPTIONS_DOC = """\
     seed (int): of stochastic rounding.
     lr_scale (mapping, callable or None): factor of lr by parameter name; 1 for names a mapping does not hold.
     skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op."""
+FALLBACK_DOC = """\
+    use_fallback (collection of names, callable or None): parameters that take the fallback, whatever their shape."""
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Optimizer:
         rounding: str = "nearest",
         seed: int = 0,
         lr_scale: Mapping[str, float] | Callable[[str], float] | None = None,
+        use_fallback: Collection[str] | Callable[[str], bool] | None = None,
         skip_nonfinite: bool = False,
         **hyper: Any,
     ) -> None:
@@ -77,12 +81,14 @@ class Optimizer:
             raise ValueError(f"{name}: seed must be an integer, got {seed!r}")
         if not (lr_scale is None or isinstance(lr_scale, Mapping) or callable(lr_scale)):
             raise ValueError(f"{name}: lr_scale must be a mapping, a callable or None, got {lr_scale!r}")
+        check_use_fallback(self.algorithm, use_fallback)
         self.state_dtype = state_dtype
         self.rounding = rounding
         self.seed = seed
         self.skip_nonfinite = bool(skip_nonfinite)
         self.iteration = 0
         self._lr_scale = lr_scale
+        self._use_fallback = use_fallback
         self._parameters: dict[str, Parameter] = {}
         self._stepped: set[str] = set()
 
@@ -133,6 +139,12 @@ class Optimizer:
             return 1.0
         return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
 
+    def use_fallback(self, name: str) -> bool:
+        """Whether one parameter takes the fallback even as a matrix: the constructor's choice, or a subclass's own."""
+        if self._use_fallback is None:
+            return False
+        return bool(self._use_fallback(name)) if callable(self._use_fallback) else name in self._use_fallback
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" arrays, "step/<name>" counts, "optimizer" and "iteration"."""
         state: dict[str, Any] = {"optimizer": self.algorithm.NAME, "iteration": self.iteration}
@@ -150,7 +162,7 @@ class Optimizer:
         iteration, loaded = load_parameters(
             state,
             self.algorithm.NAME,
-            init_state=lambda shape: self.algorithm.init_state(shape, **self.hyper),
+            init_state=self._init_state,
             shapes={name: parameter.shape for name, parameter in self._parameters.items()},
         )
         self._parameters = {
@@ -175,15 +187,22 @@ class Optimizer:
             scale = LR_SCALE.check(self.lr_scale(name))
         except ValueError as error:
             raise ValueError(f"parameter {name!r}: {error}") from None
-        lr = self.hyper["lr"]
-        hyper = {**self.hyper, "lr_scale": scale} if lr is None else {**self.hyper, "lr": lr * scale}
-        return Item(name, param, grad, before, hyper)
+        return Item(name, param, grad, before, scaled(self._hyper_of(name), scale))
+
+    def _hyper_of(self, name: str) -> dict[str, Any]:
+        """The hyperparameters of one parameter, before its factor of lr."""
+        return {**self.hyper, "matrix": False} if self.use_fallback(name) else self.hyper
+
+    def _init_state(self, name: str, shape: Shape) -> State:
+        """One parameter's state before its first step."""
+        state: State = self.algorithm.init_state(shape, **self._hyper_of(name))
+        return state
 
     def _parameter(self, name: str, shape: Shape) -> Parameter:
         """What is remembered of a parameter, or a fresh start."""
         known = self._parameters.get(name)
         if known is None:
-            return Parameter(shape, None, 0, self.algorithm.init_state(shape, **self.hyper))
+            return Parameter(shape, None, 0, self._init_state(name, shape))
         if known.shape not in (None, shape):
             raise ValueError(f"parameter {name!r}: shape {shape} does not match its state's {known.shape}")
         return known
@@ -201,8 +220,10 @@ class Optimizer:
         return np.asarray(param), self._rounded(state)
 
     def _rounded(self, state: State) -> State:
-        """A state in the format that this optimizer keeps; the algorithm's scalar slots stay in float64."""
-        formats = dict.fromkeys(getattr(self.algorithm, "SCALAR_SLOTS", ()), "float64")
+        """A state in the format that this optimizer keeps, or the wider one that the algorithm wants for a slot."""
+        wide = "float32" if self.state_dtype == "bfloat16" else self.state_dtype
+        formats = dict.fromkeys(getattr(self.algorithm, "FULL_PRECISION_SLOTS", ()), wide)
+        formats |= dict.fromkeys(getattr(self.algorithm, "SCALAR_SLOTS", ()), "float64")
         return {slot: round_to(value, formats.get(slot, self.state_dtype)) for slot, value in state.items()}
 
 
@@ -238,7 +259,9 @@ def make_class(algorithm: ModuleType, package: str) -> type[Optimizer]:
     """The optimizer class of a reference module, with its hyperparameters in the signature and the documentation."""
     base = HessianOptimizer if hasattr(algorithm, "update_hessian") else Optimizer
     members = {
-        "__doc__": documentation(algorithm, OPTIONS_DOC),
+        "__doc__": documentation(
+            algorithm, f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if has_fallback(algorithm) else OPTIONS_DOC
+        ),
         "__module__": package,
         "__signature__": signature(algorithm, Optimizer.__init__),
         "algorithm": algorithm,
@@ -249,7 +272,7 @@ def make_class(algorithm: ModuleType, package: str) -> type[Optimizer]:
 def signature(
     algorithm: ModuleType, constructor: Callable[..., None], *leading: inspect.Parameter
 ) -> inspect.Signature:
-    """A constructor's signature with the algorithm's hyperparameters before the constructor's keyword-only options."""
+    """A constructor's signature: the algorithm's hyperparameters, then the keyword-only options it has a use for."""
     hypers: tuple[Hyper, ...] = algorithm.HYPERPARAMETERS
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     declared = [
@@ -259,7 +282,7 @@ def signature(
     options = [
         parameter.replace(annotation=inspect.Parameter.empty)
         for parameter in inspect.signature(constructor).parameters.values()
-        if parameter.kind is keyword
+        if parameter.kind is keyword and (parameter.name != "use_fallback" or has_fallback(algorithm))
     ]
     return inspect.Signature([*leading, *declared, *options])
 

@@ -13,10 +13,15 @@ from typing import Any
 from .table import TABLE
 
 __version__ = "0.1.0"
-__all__ = ["TABLE", "__version__", "global_grad_clip_scale", "hessian", "l2_norm", "optim", "reference", *TABLE]
-
 _SUBMODULES = ("hessian", "optim", "reference")
-_FUNCTIONS = {"global_grad_clip_scale": "norms", "l2_norm": "norms", "state_bytes": "optim"}
+_FUNCTIONS = {
+    "global_grad_clip_scale": "norms",
+    "l2_norm": "norms",
+    "newton_schulz": "matrix.newton_schulz",
+    "split_parameters": "split",
+    "state_bytes": "optim",
+}
+__all__ = ["TABLE", "__version__", *_SUBMODULES, *_FUNCTIONS, *TABLE]
 
 
 def __getattr__(name: str) -> Any:

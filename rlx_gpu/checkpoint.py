@@ -11,6 +11,7 @@ import torch
 
 from .groups import settings_from
 from .state import STEP, State, loaded_slot
+from .torch_state import group_from_torch, slots_from_torch
 
 if TYPE_CHECKING:
     from .optim import Optimizer
@@ -28,6 +29,12 @@ def loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> tuple[l
         if key not in state_dict:
             raise ValueError(f"state dict: missing {key!r}")
     saved_groups = state_dict["param_groups"]
+    for index, saved in enumerate(saved_groups):
+        owner = saved.get(OPTIMIZER, optimizer.algorithm.name)
+        if owner != optimizer.algorithm.name:
+            raise ValueError(
+                f"state dict: param_groups[{index}] belongs to {owner}, this is {optimizer.algorithm.name}"
+            )
     if len(saved_groups) != len(optimizer.param_groups):
         raise ValueError(
             f"state dict: has {len(saved_groups)} param groups, the optimizer {len(optimizer.param_groups)}"
@@ -41,35 +48,33 @@ def loaded_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> tuple[l
             raise ValueError(
                 f"state dict: {label} has {len(saved['params'])} parameters, the optimizer's {len(own['params'])}"
             )
-        owner = saved.get(OPTIMIZER, optimizer.algorithm.name)
-        if owner != optimizer.algorithm.name:
-            raise ValueError(f"state dict: {label} belongs to {owner}, this is {optimizer.algorithm.name}")
-        group = {**own, **deepcopy({key: value for key, value in saved.items() if key not in ("params", OPTIMIZER)})}
+        torchs = OPTIMIZER not in saved
+        kept = group_from_torch(optimizer.algorithm.name, saved) if torchs else saved
+        group = {**own, **deepcopy({key: value for key, value in kept.items() if key not in ("params", OPTIMIZER)})}
         settings = settings_from(optimizer.algorithm, group, f"state dict: {label}")
         groups.append(group)
         names = own.get("param_names") or [f"{label}['params'][{i}]" for i in range(len(own["params"]))]
         for name, key, param in zip(names, saved["params"], own["params"], strict=True):
             known.add(key)
             if key in state_dict["state"]:
-                state[param] = _state(optimizer, name, state_dict["state"][key], param, settings)
+                slots = {slot: value for slot, value in state_dict["state"][key].items() if value is not None}
+                found = slots_from_torch(optimizer.algorithm.name, slots, saved) if torchs else slots
+                state[param] = _state(optimizer, name, found, param, settings)
     for key, value in state_dict["state"].items():
         if key not in known:  # torch keeps what it does not know
             state[key] = deepcopy(value)
     return groups, state
 
 
-def _state(optimizer: Optimizer, name: str, saved: Mapping[str, Any], param: torch.Tensor, settings: Any) -> State:
+def _state(optimizer: Optimizer, name: str, found: Mapping[str, Any], param: torch.Tensor, settings: Any) -> State:
     """One parameter's state, converted."""
     algorithm = optimizer.algorithm
     slots = algorithm.reference.init_state(tuple(param.shape), **settings.hyper)
-    found = {slot: value for slot, value in saved.items() if value is not None}
     if not found:
         return {}
-    if algorithm.name == "SGD" and STEP not in found:  # torch's counts no steps; a buffer means it was not the first
-        found[STEP] = torch.tensor(1.0)
     for slot in (STEP, *slots):
         if slot not in found:
-            raise ValueError(f"state dict: parameter {name!r} lacks slot {slot!r}; it has {sorted(saved)}")
+            raise ValueError(f"state dict: parameter {name!r} lacks slot {slot!r}; it has {sorted(found)}")
     for slot in found:
         if slot != STEP and slot not in slots:
             wanted = ", ".join((STEP, *slots))

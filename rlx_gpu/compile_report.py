@@ -6,13 +6,18 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .table import TABLE, Algorithm
+from .compile_variants import STORAGES, Variant, variants
+
+if TYPE_CHECKING:
+    from .sass import Resources
+
+__all__ = ["COLUMNS", "STORAGES", "Variant", "capability", "compile_variant", "measure", "report", "rows", "variants"]
 
 COLUMNS = (
     "name",
@@ -25,137 +30,8 @@ COLUMNS = (
     "vector_bits",
     "bytes_per_param",
 )
-# Codecs of parameter, gradient and every slot, by the name in the dtype column.
-STORAGES = {
-    "float32": ("float32", "float32", "float32"),
-    "bfloat16": ("bfloat16", "bfloat16", "bfloat16"),
-    "bfloat16_stochastic": ("bfloat16_stochastic", "bfloat16", "bfloat16"),
-    "bfloat16_float32": ("bfloat16", "bfloat16", "float32"),
-    "float16": ("float16", "float16", "float32"),
-}
 DISASSEMBLERS = 2  # nvdisasm takes as long as a compilation, and runs beside the next one
 TABLE_WIDTH = 126  # of the longest names
-# The types of the kernels' arguments, by name; the others point to float32.
-_ARGUMENTS = {
-    "table_ptr": "*i64",
-    "ranges_ptr": "*i64",
-    "chunks_ptr": "*i32",
-    "tiles_ptr": "*i32",
-    "vectors_ptr": "*i32",
-    "skipped_ptr": "*i32",
-    "known": "i32",
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One kernel as it is launched.
-
-    Args:
-        name: unique with `dtype`; the launches of one step are numbered or named behind a slash.
-        family: "elementwise", "factored" or "reduction".
-        optimizer: as in `rlx_gpu.table`; None for a kernel that serves all.
-        dtype: a key of STORAGES.
-        kernel: the JIT function.
-        constants: its compile-time arguments.
-        block: a `rlx_gpu.traffic.Block`, or None without parameter-sized streams.
-    """
-
-    name: str
-    family: str
-    optimizer: str | None
-    dtype: str
-    kernel: Any
-    constants: dict[str, Any]
-    block: Any = None
-
-
-def variants(optimizers: Iterable[str] | None = None, dtypes: Iterable[str] | None = None) -> list[Variant]:
-    """Every kernel variant, or those of some optimizers and storages.
-
-    Raises:
-        ValueError: an unknown optimizer or dtype.
-        RuntimeError: Triton interprets kernels in this process, or is not installed.
-    """
-    try:
-        import triton
-    except ImportError as error:
-        raise RuntimeError("compiling kernels needs Triton, which is not installed: pip install triton") from error
-    if triton.knobs.runtime.interpret:
-        raise RuntimeError("TRITON_INTERPRET is set: Triton interprets kernels and compiles none; unset it")
-    chosen = list(TABLE) if optimizers is None else [_find(name, TABLE, "optimizer") for name in optimizers]
-    storages = list(STORAGES) if dtypes is None else [_find(name, STORAGES, "dtype") for name in dtypes]
-    found = [variant for name in chosen for dtype in storages for variant in _optimizer_variants(TABLE[name], dtype)]
-    return found if optimizers is not None else [*found, *_reduction_variants(storages)]
-
-
-def _find(name: str, known: Iterable[str], what: str) -> str:
-    for candidate in known:
-        if candidate.lower() == name.lower():
-            return candidate
-    raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
-
-
-def _optimizer_variants(algorithm: Algorithm, dtype: str) -> Iterator[Variant]:
-    from .kernels.spec import RuleSpec
-
-    hyper = algorithm.scaled(algorithm.resolve({"lr": 1e-3}), 1.0)
-    for spec in algorithm.rules.SPECS:
-        scalars = len(spec.scalars(hyper, 1, dict(spec.counters or {})))
-        launches = _elementwise_launches if isinstance(spec, RuleSpec) else _factored_launches
-        yield from launches(spec, algorithm.name, dtype, scalars)
-
-
-def _codecs(dtype: str, slots: Sequence[str]) -> tuple[Any, ...]:
-    from .kernels.codecs import CODECS
-
-    param, grad, slot = STORAGES[dtype]
-    return tuple(CODECS[name] for name in (param, grad, *(slot for _ in slots)))
-
-
-def _elementwise_launches(spec: Any, optimizer: str | None, dtype: str, scalars: int) -> Iterator[Variant]:
-    from .kernels import elementwise
-    from .traffic import Block
-
-    family = "elementwise" if optimizer else "reduction"
-    block = Block((elementwise.BLOCK,), (elementwise.TAIL_BLOCK,))
-    for index in range(len(spec.passes)):
-        name = spec.name if len(spec.passes) == 1 else f"{spec.name}/{index + 1}"
-        constants = elementwise.constants(spec, index, _codecs(dtype, spec.slots), scalars)
-        yield Variant(name, family, optimizer, dtype, elementwise.fused_step_kernel, constants, block)
-
-
-def _factored_launches(spec: Any, optimizer: str, dtype: str, scalars: int) -> Iterator[Variant]:
-    from .kernels import factored
-    from .traffic import Block
-
-    tile = (factored.TILE_ROWS, factored.TILE_COLS)
-    parts = Block((factored.PART_ROWS, tile[1]), (1, tile[1]), repeats=tile[0] // factored.PART_ROWS)
-    kernels = {
-        "sums": (factored.factored_sums_kernel, Block(tile, tile)),
-        "moments": (factored.factored_moments_kernel, None),
-        "row_mean": (factored.factored_row_mean_kernel, None),
-        "norms": (factored.factored_step_kernel, parts),
-        "update": (factored.factored_step_kernel, parts),
-    }
-    for launch, constants in factored.constants(spec, _codecs(dtype, spec.slots), scalars).items():
-        kernel, block = kernels[launch]
-        yield Variant(f"{spec.name}/{launch}", "factored", optimizer, dtype, kernel, constants, block)
-
-
-def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
-    from .kernels import reductions
-
-    for dtype in ("float32", "bfloat16", "float16"):
-        if dtype in storages:
-            yield from _elementwise_launches(reductions.SQUARED_NORM, None, dtype, 0)
-    if "float32" in storages:
-        specs = [spec for algorithm in TABLE.values() for spec in algorithm.rules.SPECS]
-        counts = {current.sums for spec in specs for current in getattr(spec, "passes", ())} - {0}
-        for sums in sorted(counts):
-            constants = {"SUMS": sums, "BLOCK": reductions.FINISH_BLOCK}
-            yield Variant(f"finish_sums/{sums}", "reduction", None, "float32", reductions.finish_sums_kernel, constants)
-        yield Variant("guard", "reduction", None, "float32", reductions.guard_kernel, {})
 
 
 def capability(arch: str) -> int:
@@ -179,11 +55,22 @@ def compile_variant(variant: Variant, arch: str) -> Any:
     from .kernels.arithmetic import LAUNCH_OPTIONS
 
     names = [name for name in variant.kernel.arg_names if name not in variant.constants]
-    signature = {name: _ARGUMENTS.get(name, "*fp32") for name in names}
+    signature = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
+    signature |= {name: variant.arguments[name] for name in names if name in variant.arguments}
     aligned = [index for index, name in enumerate(names) if signature[name].startswith("*")]
     attributes = {(index,): [["tt.divisibility", 16]] for index in aligned}
     source = ASTSource(variant.kernel, signature, constexprs=variant.constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability(arch), 32), options=LAUNCH_OPTIONS)
+    options = {**LAUNCH_OPTIONS, **(variant.options or {})}
+    return triton.compile(source, target=GPUTarget("cuda", capability(arch), 32), options=options)
+
+
+@contextmanager
+def cubin_file(compiled: Any) -> Iterator[str]:
+    """The path of a file with the machine code, for as long as the context lasts."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(compiled.asm["cubin"])
+        yield str(cubin)
 
 
 def measure(variant: Variant, compiled: Any) -> dict[str, Any]:
@@ -193,17 +80,13 @@ def measure(variant: Variant, compiled: Any) -> dict[str, Any]:
         UnexpectedCode: the code holds something that could be misread.
     """
     from . import sass
-    from .traffic import traffic
 
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(compiled.asm["cubin"])
-        usage = sass.resources(str(cubin))
-        instructions, local = sass.machine_accesses(sass.disassemble(str(cubin)), compiled.asm["ptx"])
-    if local and not usage.local_bytes:
-        raise sass.UnexpectedCode(f"{local} instructions touch local memory, but the kernel is said to have none")
-    accesses = sass.ir_accesses(compiled.asm["ttgir"])
-    moved = traffic(accesses, instructions, variant.block, 32 * compiled.metadata.num_warps)
+    with cubin_file(compiled) as cubin:
+        usage = sass.resources(cubin)
+        if variant.family == "matrix":  # it streams over nothing: every tile is read many times
+            vector_bits = bytes_per_param = None
+        else:
+            vector_bits, bytes_per_param = _traffic(variant, compiled, sass.disassemble(cubin), usage)
     values = (
         variant.name,
         variant.family,
@@ -212,10 +95,23 @@ def measure(variant: Variant, compiled: Any) -> dict[str, Any]:
         usage.registers,
         usage.local_bytes,
         usage.shared_bytes + compiled.metadata.shared,
-        moved.vector_bits,
-        moved.bytes_per_param,
+        vector_bits,
+        bytes_per_param,
     )
     return dict(zip(COLUMNS, values, strict=True))
+
+
+def _traffic(variant: Variant, compiled: Any, code: str, usage: Resources) -> tuple[int | None, float]:
+    """Bits of the narrowest access to a stream, and bytes moved a parameter."""
+    from . import sass
+    from .traffic import traffic
+
+    instructions, local = sass.machine_accesses(code, compiled.asm["ptx"])
+    if local and not usage.local_bytes:
+        raise sass.UnexpectedCode(f"{local} instructions touch local memory, but the kernel is said to have none")
+    accesses = sass.ir_accesses(compiled.asm["ttgir"])
+    moved = traffic(accesses, instructions, variant.block, 32 * compiled.metadata.num_warps)
+    return moved.vector_bits, moved.bytes_per_param
 
 
 def rows(arch: str, chosen: Iterable[Variant]) -> Iterator[dict[str, Any]]:
@@ -264,15 +160,13 @@ def report(
         ValueError: an unknown architecture, optimizer or dtype.
         RuntimeError: Triton is missing or interprets, or the compiled code cannot be read with certainty.
     """
-    capability(arch)
-    return list(rows(arch, variants(optimizers, dtypes)))
+    return list(rows(arch, variants(optimizers, dtypes, capability(arch))))
 
 
 def run(arch: str, optimizer: str | None, dtype: str | None, as_json: bool) -> int:
     """`rlx-gpu kernels`: prints the report as a table or as JSON; the exit status."""
     try:
-        capability(arch)
-        chosen = variants(optimizer and [optimizer], dtype and [dtype])
+        chosen = variants(optimizer and [optimizer], dtype and [dtype], capability(arch))
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

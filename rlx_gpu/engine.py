@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .batch import Batch, Settings
+from .cohorts import Clock
 from .fallback import reference_hessian, reference_step, to_numpy
 from .plan import Plan
 from .reference.norms import has_nonfinite
@@ -61,7 +62,7 @@ class Engine:
             storage, state = settings.storage, batch.states[i]
             reference_step(self.algorithm, entry.param, grads[i], state, hyper, storage, entry.origin, scale)
         plan.advance(1)
-        if self.skip_nonfinite and plan.controls and not plan.reference:
+        if self.skip_nonfinite and plan.controls and not plan.host_decides:
             plan.report()
             plan.collect()
 
@@ -112,7 +113,7 @@ class Engine:
 
         device = group.bucket.key.device
         with on_device(device):
-            group.bucket.step(plan.rows(group, settings), plan.controls[device].words)
+            group.bucket.step(plan.rows(group, settings), plan.controls[device].words, Clock(group, settings))
 
     def _guard(self, plan: Plan, grads: Sequence[torch.Tensor]) -> bool:
         """Sets the skip flag on every device; False if the host already knows that nothing is to be done."""
@@ -125,7 +126,7 @@ class Engine:
         for device, control in plan.controls.items():
             with on_device(device):
                 sums = total_norm(plan.norms, device)
-                if plan.reference:  # the host steps some parameters itself and has to know
+                if plan.host_decides:
                     if bool(sums[1] > 0):
                         return False
                 else:

@@ -6,42 +6,66 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from . import tables
+from .batch import Entry, Settings
+from .cohorts import Clock
 from .kernels import elementwise, factored, reductions
 from .kernels.arithmetic import LAUNCH_OPTIONS
 from .kernels.codecs import ALIGNMENT, CODECS, Codec
-from .kernels.spec import FactoredSpec, RuleSpec
-from .state import DTYPE_NAMES, Storage
+from .kernels.spec import FactoredSpec, MatrixSpec, RuleSpec
+from .state import DTYPE_NAMES, State
 
 launches: Counter[str] = Counter()  # kernel launches by name since the process began
 
 
 @dataclass(frozen=True)
 class BucketKey:
-    """What tensors must share to be stepped by one launch."""
+    """What tensors must share to be stepped together; matrices share their param group as well (`group`)."""
 
     device: torch.device
-    spec: RuleSpec | FactoredSpec
+    spec: RuleSpec | FactoredSpec | MatrixSpec
     codecs: tuple[Codec, ...]
+    group: int | None = None
 
 
-def bucket_key(
-    spec: RuleSpec | FactoredSpec,
-    param: torch.Tensor,
-    grad: torch.Tensor,
-    slots: Sequence[torch.Tensor],
-    storage: Storage,
-) -> BucketKey:
+class Bucket(Protocol):
+    """A set of tensors that is stepped together."""
+
+    key: BucketKey
+
+    def place(self, pointers: Any, rows: Any) -> None:
+        """Sends the addresses int64 [tensors, streams] and the index of each tensor's first hyperparameter row."""
+
+    def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock) -> None:
+        """All launches of a step."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter of a bucket. A bucket may move the state elsewhere when it is made, and then updates `state`."""
+
+    entry: Entry
+    grad: torch.Tensor
+    state: State
+    settings: Settings
+
+    def streams(self, spec: RuleSpec | FactoredSpec | MatrixSpec) -> list[torch.Tensor]:
+        """Parameter, gradient and the rule's slots."""
+        return [self.entry.param, self.grad, *(self.state[slot] for slot in spec.slots)]
+
+
+def bucket_key(spec: RuleSpec | FactoredSpec | MatrixSpec, member: Member) -> BucketKey:
     """The bucket of one parameter."""
-    names = [DTYPE_NAMES[tensor.dtype] for tensor in (param, grad, *slots)]
-    if names[0] == "bfloat16" and storage.rounding == "stochastic":
+    names = [DTYPE_NAMES[tensor.dtype] for tensor in member.streams(spec)]
+    if names[0] == "bfloat16" and member.settings.storage.rounding == "stochastic":
         names[0] = "bfloat16_stochastic"
-    return BucketKey(param.device, spec, tuple(CODECS[name] for name in names))
+    group = member.entry.group if isinstance(spec, MatrixSpec) else None
+    return BucketKey(member.entry.param.device, spec, tuple(CODECS[name] for name in names), group)
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
@@ -49,10 +73,16 @@ def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Runs a kernel on the current stream and counts it; no programs, no launch."""
-    if programs:
-        kernel[(programs,)](*arguments, **constants, **LAUNCH_OPTIONS)
+def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Runs a kernel on the current stream and counts it; no programs, no launch.
+
+    Args:
+        programs: how many, or the grid.
+        constants: compile-time arguments, and launch options where they differ from the elementwise kernels'.
+    """
+    grid = (programs,) if isinstance(programs, int) else programs
+    if all(grid):
+        kernel[grid](*arguments, **{**LAUNCH_OPTIONS, **constants})
         launches[kernel.__name__] += 1
 
 
@@ -61,14 +91,14 @@ class ElementwiseBucket:
 
     Args:
         key: device, rule and codecs.
-        streams: per tensor: parameter, gradient and the slots in the rule's order, all dense and of one layout.
+        numels: per tensor, its elements; all streams of a tensor are dense and of one layout.
         origins: per tensor, the index of its first element among all parameters.
     """
 
-    def __init__(self, key: BucketKey, streams: Sequence[Sequence[torch.Tensor]], origins: Sequence[int]) -> None:
+    def __init__(self, key: BucketKey, numels: Sequence[int], origins: Sequence[int]) -> None:
         assert isinstance(key.spec, RuleSpec)
         self.key, self.spec = key, key.spec
-        self.numels = np.array([row[0].numel() for row in streams], dtype=np.int64)
+        self.numels = np.array(numels, dtype=np.int64)
         self.origins = np.array(origins, dtype=np.int64)
         programs, ranges = tables.blocks(self.numels, elementwise.BLOCK)
         self.programs = len(programs)
@@ -76,7 +106,7 @@ class ElementwiseBucket:
         self.ranges = tables.upload(ranges, key.device)
         sums = max(current.sums for current in key.spec.passes)
         self.partials = torch.empty((self.programs, sums), dtype=torch.float32, device=key.device)
-        self.sums = torch.empty((len(streams), sums), dtype=torch.float32, device=key.device)
+        self.sums = torch.empty((len(numels), sums), dtype=torch.float32, device=key.device)
 
     def place(self, pointers: Any, rows: Any) -> None:
         """Sends the addresses int64 [tensors, streams] and the index of each tensor's first hyperparameter row."""
@@ -85,7 +115,7 @@ class ElementwiseBucket:
         table = np.concatenate([pointers, np.stack(tail, axis=1)], axis=1)
         self.table = tables.upload(table, self.key.device)
 
-    def step(self, hypers: torch.Tensor, control: torch.Tensor) -> None:
+    def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock | None = None) -> None:
         """All passes of the rule."""
         scalars = hypers.shape[1] - tables.KEY_WORDS
         for index, current in enumerate(self.spec.passes):
@@ -101,14 +131,13 @@ class FactoredBucket:
 
     Args:
         key: device, rule and codecs.
-        streams: per tensor: parameter, gradient, row_var and col_var.
+        params: the matrices.
         origins: per tensor, the index of its first element among all parameters.
     """
 
-    def __init__(self, key: BucketKey, streams: Sequence[Sequence[torch.Tensor]], origins: Sequence[int]) -> None:
+    def __init__(self, key: BucketKey, params: Sequence[torch.Tensor], origins: Sequence[int]) -> None:
         assert isinstance(key.spec, FactoredSpec)
         self.key, self.spec = key, key.spec
-        params = [row[0] for row in streams]
         self.transposed = np.array([not param.is_contiguous() for param in params])
         shapes = np.array([tuple(param.shape) for param in params], dtype=np.int64)
         self.rows, self.cols = np.where(self.transposed[:, None], shapes[:, ::-1], shapes).T
@@ -136,7 +165,7 @@ class FactoredBucket:
         table = np.concatenate([pointers, np.stack(tail, axis=1)], axis=1)
         self.table = tables.upload(table, self.key.device)
 
-    def step(self, hypers: torch.Tensor, control: torch.Tensor) -> None:
+    def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock | None = None) -> None:
         """Tile sums, moments, row means, norms, update."""
         scalars = hypers.shape[1] - tables.KEY_WORDS
         constants = factored.constants(self.spec, self.key.codecs, scalars)
@@ -158,12 +187,16 @@ class FactoredBucket:
         launch(step_kernel, self.programs, *tile_pointers, self.means, self.sums, **constants["update"])
 
 
-def make_bucket(
-    key: BucketKey, streams: Sequence[Sequence[torch.Tensor]], origins: Sequence[int]
-) -> ElementwiseBucket | FactoredBucket:
+def make_bucket(key: BucketKey, members: Sequence[Member]) -> Bucket:
     """The bucket of the key's kind."""
-    kind = FactoredBucket if isinstance(key.spec, FactoredSpec) else ElementwiseBucket
-    return kind(key, streams, origins)
+    if isinstance(key.spec, MatrixSpec):
+        from .matrix import make_matrix_bucket
+
+        return make_matrix_bucket(key, members)
+    params, origins = [member.entry.param for member in members], [member.entry.origin for member in members]
+    if isinstance(key.spec, FactoredSpec):
+        return FactoredBucket(key, params, origins)
+    return ElementwiseBucket(key, [param.numel() for param in params], origins)
 
 
 def finish_sums(partials: torch.Tensor, ranges: torch.Tensor, sums: torch.Tensor) -> None:
@@ -185,7 +218,7 @@ class NormBucket:
         self.members = members
         codec = CODECS[DTYPE_NAMES[tensors[0].dtype]]
         key = BucketKey(device, reductions.SQUARED_NORM, (codec, codec))
-        self.bucket = ElementwiseBucket(key, [(tensor, tensor) for tensor in tensors], [0] * len(tensors))
+        self.bucket = ElementwiseBucket(key, [tensor.numel() for tensor in tensors], [0] * len(tensors))
         self.hypers = torch.zeros((1, tables.KEY_WORDS), dtype=torch.float32, device=device)
         self.control = tables.upload(np.array([1.0, 0.0, 0.0], dtype=np.float32), device)
         self.everything = tables.upload(np.array([[0, len(tensors)]], dtype=np.int64), device)

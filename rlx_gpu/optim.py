@@ -19,6 +19,7 @@ from .engine import Engine
 from .groups import IGNORED, REFUSED, group_values, settings_from, without_switches
 from .reference.hyper import REQUIRED
 from .reference.trait import documentation, signature
+from .split import split_named
 from .table import TABLE, Algorithm
 
 OPTIONS_DOC = """\
@@ -60,6 +61,8 @@ class Optimizer(torch.optim.Optimizer):
             defaults["lr"] = lr  # schedulers write into it
         self.skip_nonfinite = bool(skip_nonfinite)
         self._start()
+        if self.algorithm.hidden_only:
+            params = split_named(params)
         super().__init__(params, {**defaults, "state_dtype": state_dtype, "rounding": rounding, "seed": seed})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch.utils.dlpack import from_dlpack
 
+from .arrays import Arrays, copied_slot
 from .batch import Batch, Entry, Settings
 from .checks import check_grad, check_param
 from .engine import Engine
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
-from .reference.trait import LR_SCALE, documentation, signature
+from .reference.matrices import check_use_fallback, has_fallback
+from .reference.trait import FALLBACK_DOC, LR_SCALE, documentation, signature
 from .state import STATE_DTYPES, STEP, State, Storage, loaded_slot
 from .table import TABLE, Algorithm
 
@@ -47,6 +48,7 @@ class Optimizer:
         rounding: str = "nearest",
         seed: int = 0,
         lr_scale: Mapping[str, float] | Callable[[str], float] | None = None,
+        use_fallback: Collection[str] | Callable[[str], bool] | None = None,
         skip_nonfinite: bool = False,
         device: str | torch.device | None = None,
         **hyper: Any,
@@ -59,14 +61,16 @@ class Optimizer:
             raise ValueError(f"{name}: {error}") from None
         if not (lr_scale is None or isinstance(lr_scale, Mapping) or callable(lr_scale)):
             raise ValueError(f"{name}: lr_scale must be a mapping, a callable or None, got {lr_scale!r}")
+        check_use_fallback(self.algorithm.reference, use_fallback)
         self.iteration = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._lr_scale = lr_scale
+        self._use_fallback = use_fallback
         self._engine = Engine(self.algorithm, skip_nonfinite=bool(skip_nonfinite))
         self._entries: dict[str, Entry] = {}
         self._states: dict[str, State] = {}
         self._loaded: dict[str, tuple[int, dict[str, Any]]] = {}  # from a checkpoint, until the parameter is seen
-        self._staged: dict[tuple[str, str], torch.Tensor] = {}
+        self._arrays = Arrays(self.device)
         self._stepped: set[str] = set()
 
     @property
@@ -96,9 +100,9 @@ class Optimizer:
             if name in seen or name in self._stepped:
                 raise ValueError(f"parameter {name!r}: stepped twice without end_iteration in between")
             seen.add(name)
-            tensor = self._tensor(name, "param", param, shape)
+            tensor = self._arrays.tensor(name, "param", param, shape)
             check_param(name, tensor)
-            gradient = self._tensor(name, "grad", grad, shape)
+            gradient = self._arrays.tensor(name, "grad", grad, shape)
             check_grad(name, tensor, gradient)
             names.append(name)
             entries.append(self._entry(name, tensor))
@@ -106,7 +110,7 @@ class Optimizer:
             if isinstance(param, np.ndarray) and tensor.device.type != "cpu":
                 returns.append((param, tensor))
         states = [self._state(entry) for entry in entries]
-        self._engine.step(tuple(names), Batch(entries, grads, states, [self._settings]), grad_scale)
+        self._engine.step(tuple(names), Batch(entries, grads, states, self._groups()), grad_scale)
         torch.autograd.graph.increment_version([entry.param for entry in entries])
         for entry, state in zip(entries, states, strict=True):
             self._entries[entry.name] = entry
@@ -131,6 +135,12 @@ class Optimizer:
         if self._lr_scale is None:
             return 1.0
         return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
+
+    def use_fallback(self, name: str) -> bool:
+        """Whether one parameter takes the fallback even as a matrix: the constructor's choice, or a subclass's own."""
+        if self._use_fallback is None:
+            return False
+        return bool(self._use_fallback(name)) if callable(self._use_fallback) else name in self._use_fallback
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, metadata under keys without a slash."""
@@ -162,7 +172,7 @@ class Optimizer:
         iteration, loaded = load_parameters(
             state,
             self.algorithm.name,
-            init_state=lambda shape: self.algorithm.reference.init_state(shape, **self._settings.hyper),
+            init_state=lambda name, shape: self.algorithm.reference.init_state(shape, **self._settings_of(name).hyper),
             shapes={name: tuple(entry.param.shape) for name, entry in self._entries.items()},
             read=copied_slot,
         )
@@ -181,7 +191,7 @@ class Optimizer:
             name: (int(state[STEP]), {slot: value for slot, value in state.items() if slot != STEP})
             for name, state in self._states.items()
         }
-        replaced = {"_entries": {}, "_states": {}, "_staged": {}, "_loaded": {**self._loaded, **live}}
+        replaced = {"_entries": {}, "_states": {}, "_arrays": Arrays(self.device), "_loaded": {**self._loaded, **live}}
         kept = {key: value for key, value in self.__dict__.items() if key != "_engine"}
         return {**kept, **replaced, "skip_nonfinite": self._engine.skip_nonfinite}
 
@@ -189,41 +199,6 @@ class Optimizer:
         state = dict(state)
         self._engine = Engine(self.algorithm, skip_nonfinite=state.pop("skip_nonfinite"))
         self.__dict__.update(state)
-
-    def _tensor(self, name: str, what: str, value: Any, shape: Iterable[int]) -> torch.Tensor:
-        """The tensor that a step works on: the value itself, a view of it, or its copy on the device."""
-        if isinstance(value, torch.Tensor):
-            tensor = value.detach()
-        elif isinstance(value, np.ndarray):
-            tensor = self._staged_tensor(name, what, value)
-        elif hasattr(value, "__dlpack__"):
-            tensor = from_dlpack(value)
-        else:
-            raise TypeError(
-                f"parameter {name!r}: {what} must be a torch tensor, a NumPy array or have __dlpack__, "
-                f"got {type(value).__name__}"
-            )
-        expected = tuple(int(size) for size in shape)
-        if tuple(tensor.shape) != expected:
-            raise ValueError(f"parameter {name!r}: {what} has shape {tuple(tensor.shape)}, expected {expected}")
-        return tensor
-
-    def _staged_tensor(self, name: str, what: str, value: np.ndarray[Any, Any]) -> torch.Tensor:
-        """A NumPy array as a tensor: of the same memory on the CPU, a copy in a buffer that is kept on a GPU."""
-        if what == "param" and not value.flags.writeable:
-            raise ValueError(f"parameter {name!r}: param is read-only")
-        if any(stride < 0 for stride in value.strides):
-            raise ValueError(f"parameter {name!r}: {what} has negative strides {value.strides}; copy it first")
-        try:
-            tensor = torch.from_numpy(value if value.flags.writeable else value.copy())
-        except (TypeError, ValueError):  # no such dtype in torch, or the bytes of another machine
-            raise TypeError(f"parameter {name!r}: {what} must be a float array, got dtype {value.dtype!r}") from None
-        if self.device.type == "cpu":
-            return tensor
-        staged = self._staged.get((name, what))
-        if staged is None or staged.shape != tensor.shape or staged.dtype != tensor.dtype:
-            staged = self._staged[name, what] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
-        return staged.copy_(tensor)
 
     def _entry(self, name: str, param: torch.Tensor) -> Entry:
         """The parameter's entry, the same object as long as nothing about it has changed."""
@@ -234,7 +209,7 @@ class Optimizer:
         known = self._entries.get(name)
         if known is None:
             origin = (zlib.crc32(name.encode()) & 0x7FFFFFFF) << 32
-            return Entry(name, param, scale=scale, origin=origin)
+            return Entry(name, param, group=int(self.use_fallback(name)), scale=scale, origin=origin)
         old = known.param
         if old.shape != param.shape:
             raise ValueError(
@@ -243,14 +218,25 @@ class Optimizer:
         if old.dtype != param.dtype:
             raise ValueError(f"parameter {name!r}: dtype {param.dtype} does not match its earlier steps' {old.dtype}")
         same = old.data_ptr() == param.data_ptr() and old.stride() == param.stride() and old.device == param.device
-        return known if same and known.scale == scale else Entry(name, param, scale=scale, origin=known.origin)
+        if same and known.scale == scale:
+            return known
+        return Entry(name, param, group=known.group, scale=scale, origin=known.origin)
+
+    def _groups(self) -> list[Settings]:
+        """The settings of parameters in general, and, where there is a fallback, of those that were sent to it."""
+        if self._use_fallback is None and type(self).use_fallback is Optimizer.use_fallback:
+            return [self._settings]
+        return [self._settings, Settings({**self._settings.hyper, "matrix": False}, self._settings.storage)]
+
+    def _settings_of(self, name: str) -> Settings:
+        return self._groups()[int(self.use_fallback(name))]
 
     def _state(self, entry: Entry) -> State:
         """The parameter's state: the live one, a checkpoint's brought to its place, or an empty one to be completed."""
         if entry.name not in self._loaded:
             return self._states.get(entry.name, {})
         step, slots = self._loaded[entry.name]
-        hyper, storage = self._settings.hyper, self._settings.storage
+        hyper, storage = self._settings_of(entry.name).hyper, self._settings.storage
         state = {
             slot: loaded_slot(self.algorithm, f"{slot}/{entry.name}", slot, value, entry.param, hyper, storage)
             for slot, value in slots.items()
@@ -271,17 +257,9 @@ class HessianOptimizer(Optimizer):
         if name not in self._entries:
             raise ValueError(f"parameter {name!r}: step it once before update_hessian, so that its state has a place")
         entry = self._entries[name]
-        tensor = self._tensor(name, "estimate", estimate, entry.param.shape)
+        tensor = self._arrays.tensor(name, "estimate", estimate, entry.param.shape)
         check_grad(name, entry.param, tensor, "estimate")
         self._engine.update_hessian(Batch([entry], [tensor], [self._states[name]], [self._settings]))
-
-
-def copied_slot(key: str, value: Any) -> torch.Tensor:
-    """A copy of a checkpoint's array, as a tensor."""
-    try:
-        return value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    except TypeError:
-        raise ValueError(f"state dict: {key!r} must be an array of numbers, got {type(value).__name__}") from None
 
 
 @functools.cache
@@ -290,7 +268,9 @@ def make_class(name: str) -> type[Optimizer]:
     algorithm = TABLE[name]
     base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
     members = {
-        "__doc__": documentation(algorithm.reference, OPTIONS_DOC),
+        "__doc__": documentation(
+            algorithm.reference, f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if has_fallback(algorithm.reference) else OPTIONS_DOC
+        ),
         "__module__": "rlx_gpu",
         "__signature__": signature(algorithm.reference, Optimizer.__init__),
         "algorithm": algorithm,

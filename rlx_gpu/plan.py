@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ import torch
 
 from .batch import Batch, Entry, Settings
 from .checks import check_grad, check_param, check_state, runs_kernels
+from .cohorts import Group
 from .control import IN_FLIGHT, Control, SkipLedger
 from .state import STEP, State, expected_state, is_scalar_slot, new_slot, same_layout
 from .table import Algorithm
-from .tables import hyper_rows, upload
 
 if TYPE_CHECKING:
-    from .launch import ElementwiseBucket, FactoredBucket, NormBucket
+    from .launch import NormBucket
 
 Select = Callable[[Settings, torch.Tensor], Any]  # the rule for a parameter
 _pointer = torch.Tensor.data_ptr
@@ -27,31 +26,6 @@ _stride, _size = torch.Tensor.stride, torch.Tensor.size
 _numel = torch.Tensor.numel
 _contiguous = torch.Tensor.is_contiguous
 _dtype, _device = attrgetter("dtype"), attrgetter("device")
-
-
-@dataclass
-class Cohort:
-    """Parameters of one bucket that always share a row of hyperparameters.
-
-    `history` maps a number of updates to the host-side counters after them; the device may be a few updates behind.
-    """
-
-    group: int
-    scale: float
-    step: int
-    history: dict[int, dict[str, float]]
-
-
-@dataclass
-class Group:
-    """One bucket with its members (positions in the batch), and the row each member reads."""
-
-    bucket: ElementwiseBucket | FactoredBucket
-    slots: tuple[str, ...]
-    members: list[int]
-    cohorts: list[Cohort] = field(default_factory=list)
-    cohort_of: list[int] = field(default_factory=list)
-    pointers: Any = None  # int64 [members, streams]
 
 
 class Plan:
@@ -84,6 +58,7 @@ class Plan:
         for (entry, _, state), slots in zip(members, missing, strict=True):
             storage = batch.settings[entry.group].storage
             state.update({slot: new_slot(algorithm, slot, initial, entry.param, storage) for slot, initial in slots})
+        self._stagger(batch, missing)
         self._home_counters(batch.states)
         self.copies = {
             i: torch.empty_like(entry.param, dtype=grad.dtype, requires_grad=False)
@@ -92,14 +67,16 @@ class Plan:
         }
         self.reference = [i for i, entry in enumerate(self.entries) if not runs_kernels(entry.param.device)]
         self.groups = self._groups(batch, select)
+        # Where the host steps parameters itself, or launches by the step's number, it waits to know what was skipped.
+        self.host_decides = bool(self.reference) or any(group.bucket.key.spec.scheduled for group in self.groups)
         self.controls = {device: Control(device) for device in {group.bucket.key.device for group in self.groups}}
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
         self.slots = slots_of(batch)
         self.owned = list(map(_pointer, chain(self.params, self.slots)))
         self.param_layouts = layouts(self.params)
-        factored = any(group.slots == ("row_var", "col_var") for group in self.groups)
-        self.shapes = list(map(_size, self.params)) if factored else []  # elsewhere a matrix is as good as a vector
+        shaped = any(group.bucket.key.spec.shaped for group in self.groups)
+        self.shapes = list(map(_size, self.params)) if shaped else []  # elsewhere a matrix is as good as a vector
         self._remember_grads(batch.grads)
         self._place(batch)
 
@@ -131,39 +108,15 @@ class Plan:
         return all(np.array_equal(*pair, equal_nan=True) for pair in zip(counters, expected, strict=True))
 
     def rows(self, group: Group, settings: Sequence[Settings]) -> torch.Tensor:
-        """The hyperparameters of this step, on the device.
-
-        A cohort's first row assumes that no pending step was skipped, the next that one was, and so on.
-        """
-        spec = group.bucket.key.spec
-        rows: list[tuple[float, ...]] = []
-        steps: list[int] = []
-        seeds: list[int] = []
-        for cohort in group.cohorts:
-            hyper = self.algorithm.scaled(settings[cohort.group].hyper, cohort.scale)
-            own = []
-            for step in range(cohort.step + 1 - self.ledger.pending, cohort.step + 2):
-                counters = dict(cohort.history.get(step - 1, {}))
-                own.append(spec.scalars(hyper, step, counters))
-                cohort.history[step] = counters
-            unused = self.width - len(own)
-            rows += [*reversed(own), *own[:1] * unused]
-            steps += [cohort.step + 1 - offset for offset in range(self.width)]
-            seeds += [settings[cohort.group].storage.seed] * self.width
-        return upload(hyper_rows(rows, steps, seeds), group.bucket.key.device)
+        """The hyperparameters of this step, on the device."""
+        return group.rows(self.algorithm, settings, self.ledger.pending, self.width)
 
     def advance(self, by: int) -> None:
         """Counts updates: one after a step, back when the device turns out to have skipped some."""
         self.steps += np.float32(by)
         self.expected_steps += np.float32(by)
         for group in self.groups:
-            for index, cohort in enumerate(group.cohorts):
-                cohort.step += by
-                for old in [step for step in cohort.history if step < cohort.step - self.width]:
-                    del cohort.history[old]
-                for slot, value in cohort.history[cohort.step].items():
-                    own = [i for i, of in zip(group.members, group.cohort_of, strict=True) if of == index]
-                    self.counters[slot][own] = self.expected_counters[slot][own] = value
+            group.advance(by, self.width, self.counters, self.expected_counters)
 
     def report(self) -> None:
         """Sends the count of skipped steps, the same on every device, on its way to the host."""
@@ -188,6 +141,18 @@ class Plan:
             raise ValueError(f"parameter {entry.name!r}: state slot {STEP!r} is missing; found {sorted(state)}")
         return [(slot, value) for slot, value in initial.items() if slot not in state]
 
+    def _stagger(self, batch: Batch, missing: Sequence[Sequence[tuple[str, Any]]]) -> None:
+        """Spreads what happens once a period evenly over it, among new matrices of one shape."""
+        new: dict[Any, list[int]] = {}
+        for i, (entry, slots) in enumerate(zip(self.entries, missing, strict=True)):
+            staggered = batch.settings[entry.group].hyper.get("stagger") and runs_kernels(entry.param.device)
+            if staggered and any(slot == "phase" for slot, _ in slots):
+                new.setdefault((entry.group, entry.param.shape), []).append(i)
+        for (group, _), members in new.items():
+            period = batch.settings[group].hyper["precondition_frequency"]
+            for place, i in enumerate(members):
+                batch.states[i]["phase"].fill_(place * period // len(members))
+
     def _home_counters(self, states: Sequence[State]) -> None:
         """Moves the host-side scalars of all members into one array a slot; the states keep views."""
         self.steps = np.array([float(state[STEP]) for state in states], dtype=np.float32)
@@ -203,30 +168,27 @@ class Plan:
 
     def _groups(self, batch: Batch, select: Select) -> list[Group]:
         """Sorts the members that the kernels step into buckets."""
-        members: dict[Any, list[int]] = {}
-        streams: dict[int, list[torch.Tensor]] = {}
+        buckets: dict[Any, dict[int, Any]] = {}
         for i, (entry, grad, state) in enumerate(zip(self.entries, batch.grads, batch.states, strict=True)):
             if not runs_kernels(entry.param.device):
                 continue
-            from .kernels.spec import FactoredSpec
-            from .launch import bucket_key
+            from .kernels.spec import RuleSpec
+            from .launch import Member, bucket_key
 
             settings = batch.settings[entry.group]
             spec = select(settings, entry.param)
-            if isinstance(spec, FactoredSpec) and entry.param.numel() == 0:  # the means of nothing are undefined
+            if not isinstance(spec, RuleSpec) and entry.param.numel() == 0:  # the means of nothing are undefined
                 continue
-            slots = [state[slot] for slot in spec.slots]
-            key = bucket_key(spec, entry.param, grad, slots, settings.storage)
-            members.setdefault(key, []).append(i)
-            streams[i] = [entry.param, grad, *slots]
-        return [self._group(key, own, streams) for key, own in members.items()]
+            member = Member(entry, grad, state, settings)
+            buckets.setdefault(bucket_key(spec, member), {})[i] = member
+        return [self._group(key, members) for key, members in buckets.items()]
 
-    def _group(self, key: Any, members: list[int], streams: dict[int, list[torch.Tensor]]) -> Group:
+    def _group(self, key: Any, members: dict[int, Any]) -> Group:
         from .launch import make_bucket, on_device
 
         with on_device(key.device):
-            bucket = make_bucket(key, [streams[i] for i in members], [self.entries[i].origin for i in members])
-        return Group(bucket, key.spec.slots, members)
+            bucket = make_bucket(key, list(members.values()))
+        return Group(bucket, key.spec.slots, list(members))
 
     def _norms(self, grads: Sequence[torch.Tensor]) -> list[NormBucket]:
         """The gradients that the kernels read, by device and dtype."""
@@ -246,16 +208,7 @@ class Plan:
         self.expected_steps = self.steps.copy()
         self.expected_counters = {slot: array.copy() for slot, array in self.counters.items()}
         for group in self.groups:
-            found: dict[Any, int] = {}
-            group.cohorts, group.cohort_of = [], []
-            for i in group.members:
-                entry, step = self.entries[i], int(self.steps[i])
-                counters = {slot: float(array[i]) for slot, array in self.counters.items() if not np.isnan(array[i])}
-                key = (entry.group, entry.scale, step, tuple(counters.items()))
-                if key not in found:
-                    found[key] = len(group.cohorts)
-                    group.cohorts.append(Cohort(entry.group, entry.scale, step, {step: counters}))
-                group.cohort_of.append(found[key])
+            group.regroup(self.entries, self.steps, self.counters)
 
     def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
         self.grad_pointers = list(map(_pointer, grads))
@@ -296,5 +249,6 @@ def layouts(tensors: Sequence[torch.Tensor]) -> list[Any]:
 
 def slot_names(algorithm: Algorithm, settings: Settings) -> Any:
     """What decides which buffers and which rule a group uses."""
-    flags = tuple(value for value in settings.hyper.values() if value is None or isinstance(value, bool))
-    return settings.storage, flags, tuple(algorithm.reference.init_state((1, 1), **settings.hyper))
+    hyper = settings.hyper
+    choices = [hyper[name] for name in algorithm.structural]
+    return settings.storage, choices, tuple(algorithm.reference.init_state((1, 1), **hyper))

@@ -25,7 +25,7 @@ class Storage:
     """How the numbers of a group of parameters are stored.
 
     Args:
-        state_dtype: "float32" or "bfloat16", of every state slot as large as a parameter, a row or a column.
+        state_dtype: "float32" or "bfloat16", of every state slot but those that an optimizer keeps in full precision.
         rounding: "nearest" or "stochastic", of bfloat16 parameters.
         seed: of the stochastic rounding, 64 bits.
     """
@@ -44,9 +44,11 @@ class Storage:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be an integer in [0, 2**63), got {self.seed!r}")
 
-    def slot_dtype(self, param: torch.Tensor) -> torch.dtype:
-        """The dtype of state slots: `state_dtype`, but float64 for float64 parameters (CPU only)."""
-        return torch.float64 if param.dtype == torch.float64 else STATE_DTYPES[self.state_dtype]
+    def slot_dtype(self, param: torch.Tensor, *, full: bool = False) -> torch.dtype:
+        """The dtype of state slots: `state_dtype`, or float32 (`full`); float64 for float64 parameters (CPU only)."""
+        if param.dtype == torch.float64:
+            return torch.float64
+        return torch.float32 if full else STATE_DTYPES[self.state_dtype]
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
@@ -86,7 +88,7 @@ def new_slot(
         return torch.zeros((), dtype=torch.float32)
     if is_scalar_slot(algorithm, slot):
         return torch.tensor(float(initial), dtype=torch.float64)
-    dtype = storage.slot_dtype(param)
+    dtype = storage.slot_dtype(param, full=slot in getattr(algorithm.reference, "FULL_PRECISION_SLOTS", ()))
     if tuple(initial.shape) == tuple(param.shape):
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     return torch.zeros(initial.shape, dtype=dtype, device=param.device)

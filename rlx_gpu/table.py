@@ -9,7 +9,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from .reference.hyper import Hyper, resolve
+from .reference.hyper import Hyper, resolve, scaled
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,12 @@ class Algorithm:
     Args:
         name: the class name, `AdamW`; the modules are its lower case.
         example_lr: a learning rate that trains the example model of `rlx-gpu train`; None leaves it to the optimizer.
+        hidden_only: whether the rule is meant for a model's hidden matrices alone; named parameters are then split.
     """
 
     name: str
     example_lr: float | None
+    hidden_only: bool = False
 
     @cached_property
     def reference(self) -> ModuleType:
@@ -40,6 +42,11 @@ class Algorithm:
         declared: tuple[Hyper, ...] = self.reference.HYPERPARAMETERS
         return declared
 
+    @cached_property
+    def structural(self) -> tuple[str, ...]:
+        """Names of the hyperparameters whose value, or its absence, decides the rule and its buffers."""
+        return tuple(hyper.name for hyper in self.hyperparameters if hyper.structural)
+
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Every hyperparameter, checked: the given ones, defaults for the others.
 
@@ -54,9 +61,7 @@ class Algorithm:
 
     def scaled(self, hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The hyperparameters of a parameter with this `lr_scale`; without an lr the rule applies the scale itself."""
-        if hyper["lr"] is None:
-            return {**hyper, "lr_scale": scale}
-        return {**hyper, "lr": hyper["lr"] * scale}
+        return scaled(hyper, scale)
 
 
 _ALGORITHMS = (
@@ -71,5 +76,8 @@ _ALGORITHMS = (
     Algorithm("LAMB", example_lr=1e-2),
     Algorithm("MARS", example_lr=3e-3),
     Algorithm("Adafactor", example_lr=None),
+    Algorithm("Muon", example_lr=0.02, hidden_only=True),
+    Algorithm("SOAP", example_lr=3e-3),
+    Algorithm("KronPSGD", example_lr=1e-3),
 )
 TABLE = {algorithm.name: algorithm for algorithm in _ALGORITHMS}

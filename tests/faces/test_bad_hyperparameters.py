@@ -19,10 +19,18 @@ FACES = {
 }
 
 
+NOT_NUMBERS = {
+    "bool": [0.5, "yes", None],
+    "choice": [0.5, "nothing", None, True],
+    "sizes": [0.5, "3", (0,), (3, 1.5), ()],
+    "coefficients": [0.5, "nothing", (), ((1.0, 2.0),), None],
+}
+
+
 def outside(hyper):
     """Values that a hyperparameter's declaration excludes."""
-    if hyper.kind == "bool":
-        return [0.5, "yes", None]
+    if hyper.kind in NOT_NUMBERS:
+        return NOT_NUMBERS[hyper.kind]
     low, high = hyper.interval[1:-1].split(", ")
     numbers = [float("nan"), float("inf") if high == "inf" else float(high) + 1.0]
     numbers += [float(low) - 1.0] if low != "-inf" else [float("-inf")]
@@ -30,6 +38,8 @@ def outside(hyper):
     numbers += [float(high)] if hyper.interval[-1] == ")" and high != "inf" else []
     if hyper.kind == "pair":
         return [(x, hyper.default[1]) for x in numbers] + [(hyper.default[0], x) for x in numbers] + [0.9, (0.9,), None]
+    if hyper.kind == "int":
+        numbers = [int(low) - 1, 1.5, *([int(high) + 1] if high != "inf]" and high != "inf" else [])]
     return [*numbers, "0.1", True, torch.ones(2)] + ([] if hyper.optional else [None])
 
 
@@ -47,9 +57,9 @@ def test_out_of_range(name, hyper, value, face):
     """The message names the hyperparameter, its value and its range."""
     with pytest.raises(ValueError, match=rf"{name}.*{hyper.name}") as error:
         FACES[face](name, **{**BASE, hyper.name: value})
-    allowed = "True or False" if hyper.kind == "bool" else hyper.interval
-    assert allowed in str(error.value)
-    wrong = [x for x in value if repr(float(x)) in str(error.value)] if isinstance(value, tuple) else []
+    words = {"bool": "True or False", "choice": f"one of {', '.join(hyper.choices)}"}
+    assert words.get(hyper.kind, hyper.interval) in str(error.value)
+    wrong = [x for x in value if repr(x).strip("()") in str(error.value)] if isinstance(value, tuple) else []
     assert wrong or repr(value) in str(error.value) or (isinstance(value, float) and str(value) in str(error.value))
 
 

@@ -38,12 +38,13 @@ def cupy():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Every test here must have launched kernels."""
+    """Every test here must have launched kernels, unless it says that cuBLAS may do."""
     from rlx_gpu import launch
 
     before = launch.launches.total()
     result = yield
-    assert launch.launches.total() > before, "no kernel was launched"
+    if not item.get_closest_marker("cublas"):
+        assert launch.launches.total() > before, "no kernel was launched"
     return result
 
 

@@ -13,7 +13,7 @@ from rlx_gpu.table import TABLE
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("kernels", "reference", "rlx_gpu", "bench")
 # What `rlx_gpu` may take from the reference beside the mathematics: declarations, formats, norms and checkpoint keys.
-HELPERS = {"checkpoint", "formats", "hyper", "norms", "trait"}
+HELPERS = {"checkpoint", "formats", "hyper", "matrices", "newton_schulz", "norms", "trait"}
 MATHEMATICS = {"fallback", "table"}  # may reach `init_state` and `update`: by running them, and by naming the module
 
 
@@ -106,10 +106,10 @@ def test_the_package_imports_neither_tests_nor_bench():
 
 
 def test_drivers_and_codecs_name_no_optimizer():
-    """An optimizer that joins touches its rule, its reference and the registry."""
+    """An optimizer that joins touches its rule, its reference and the registry; one of matrices also its routine."""
     words = {name.lower() for name in TABLE} - {"sophia"}
     for path in [*files("kernels"), *files("rlx_gpu")]:
-        if path.parent.name == "rules" or path.name in ("table.py",) or "train" in path.parts:
+        if path.parent.name in ("rules", "matrix") or path.name in ("table.py",) or "train" in path.parts:
             continue
         imported = {module.split(".")[-1].lower() for module in imports(path)}
         assert not imported & words, f"{path.name} imports {imported & words}"

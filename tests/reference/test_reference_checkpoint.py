@@ -160,6 +160,105 @@ def test_another_variants_state_is_refused(name, saved, loaded, message):
         make(name, **loaded).load_state_dict(trained(name, **saved).state_dict())
 
 
+MATRIX_SHAPES = {"w": (4, 6), "square": (3, 3), "v": (5,), "experts": (2, 3, 4), "conv": (2, 3, 2, 2), "scale": ()}
+MATRIX_CASES = [
+    ("Muon", {}),
+    ("Muon", {"fallback": "sgd"}),
+    ("SOAP", {"precondition_frequency": 2}),
+    ("SOAP", {"max_precond_dim": 3}),
+    ("SOAP", {"max_precond_dim": 0}),
+    ("KronPSGD", {}),
+    ("KronPSGD", {"max_precond_skew": 99.0}),
+    ("KronPSGD", {"max_precond_dim": 3}),
+]
+
+
+def matrix_trained(name, **options):
+    """An optimizer of matrices, vectors and stacks of matrices after three steps."""
+    optimizer = make(name, **options)
+    train(optimizer, {key: np.ones(shape) for key, shape in MATRIX_SHAPES.items()}, range(3))
+    return optimizer
+
+
+@pytest.mark.parametrize("ndim_policy", ["fallback", "flatten", "batch"])
+@pytest.mark.parametrize(("name", "options"), MATRIX_CASES, ids=str)
+def test_matrix_state_tells_its_parameters_shapes(name, options, ndim_policy):
+    """A fresh optimizer takes the state over, and refuses a parameter of another shape afterwards."""
+    state = matrix_trained(name, ndim_policy=ndim_policy, **options).state_dict()
+    twin = make(name, ndim_policy=ndim_policy, **options)
+    twin.load_state_dict(dict(sorted(state.items())))  # in no helpful order
+    assert_same_state(twin.state_dict(), state)
+    for key, shape in MATRIX_SHAPES.items():
+        other = (*shape, 2)
+        with pytest.raises(ValueError, match=rf"'{key}': shape .* does not match its state's"):
+            twin.step(key, other, np.ones(other), np.ones(other))
+    train(twin, {key: np.ones(shape) for key, shape in MATRIX_SHAPES.items()}, [3])
+
+
+@pytest.mark.parametrize(("name", "options"), MATRIX_CASES, ids=str)
+def test_every_wrong_shape_of_a_matrix_state_is_refused(name, options):
+    """By a fresh optimizer too, wherever another slot tells the shape; no shape is tried that memory cannot hold."""
+    state = matrix_trained(name, ndim_policy="batch", **options).state_dict()
+    for key, value in state.items():
+        if isinstance(value, np.ndarray):
+            for fresh in (True, False):
+                if not _alone(key, state, fresh):
+                    optimizer = make(name, ndim_policy="batch", **options)
+                    if not fresh:
+                        optimizer.load_state_dict(state)
+                    with pytest.raises(ValueError, match=key):
+                        optimizer.load_state_dict({**state, key: np.ones((*value.shape, 2))})
+
+
+def test_large_slots_that_fit_no_shape_are_refused_without_trying_their_product():
+    state = matrix_trained("SOAP").state_dict()
+    wide = {key: np.zeros((300, 300)) for key in state if key.endswith("/square") and "step" not in key}
+    with pytest.raises(ValueError, match=r"no parameter has slots of these shapes: .*'left_cov/square'"):
+        make("SOAP").load_state_dict({**state, **wide})
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "loaded", "message"),
+    [
+        ("Muon", {}, {"fallback": "sgd"}, "(missing|unknown) '.*/v'"),
+        ("Muon", {"ndim_policy": "batch"}, {}, "'momentum_buffer/experts'"),
+        ("SOAP", {}, {"matrix": False}, "unknown '.*/w'"),
+        ("SOAP", {"max_precond_dim": 3}, {}, r"'right_basis/w' \(0, 0\)"),
+        ("SOAP", {"ndim_policy": "flatten"}, {"ndim_policy": "batch"}, r"'left_basis/experts' \(2, 2\)"),
+        ("KronPSGD", {"matrix": False}, {}, "'factor/w'"),
+        ("KronPSGD", {}, {"max_precond_skew": 99.0}, r"'right_factor/w' \(6,\)"),
+    ],
+    ids=str,
+)
+def test_a_matrix_state_of_other_hyperparameters_is_refused(name, saved, loaded, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, **loaded).load_state_dict(matrix_trained(name, **saved).state_dict())
+
+
+def test_phase_is_kept():
+    """The reference never sets it, but a state that brings one goes on in its own rhythm."""
+    optimizer, state = make("SOAP"), matrix_trained("SOAP").state_dict()
+    optimizer.load_state_dict({**state, "phase/w": np.array(7.0)})
+    assert optimizer.state_dict()["phase/w"] == 7.0
+
+
+@pytest.mark.parametrize("ndim_policy", ["fallback", "flatten", "batch"])
+@pytest.mark.parametrize("name", ["Muon", "SOAP", "KronPSGD"])
+def test_resuming_in_the_middle_of_a_period_is_bit_identical(name, ndim_policy):
+    """Of SOAP's bases, and of the balancing and the schedule of KronPSGD's factors."""
+    options = {"ndim_policy": ndim_policy, "use_fallback": ["square"]}
+    through, halves = ({key: np.ones(shape) for key, shape in MATRIX_SHAPES.items()} for _ in range(2))
+    train(make(name, **options), through, range(523))
+    first, second = make(name, **options), make(name, **options)
+    train(first, halves, range(516))
+    state = first.state_dict()
+    assert 0 < state.get("update_credit/w", 0.5) < 1
+    second.load_state_dict(state)
+    train(second, halves, range(516, 523))
+    for key, value in through.items():
+        assert_array_equal(halves[key], value)
+
+
 def test_loading_starts_an_iteration_afresh():
     optimizer, params = trained("AdamW"), parameters()
     state = optimizer.state_dict()

@@ -9,10 +9,11 @@ import pytest
 
 from rlx_gpu import reference
 from rlx_gpu.reference import algorithms
-from rlx_gpu.reference.hyper import REQUIRED, Hyper, resolve
+from rlx_gpu.reference.hyper import REQUIRED, Hyper, resolve, scaled
 
 # (optimizer, hyperparameter, refused values, range in the message); each optimizer's defaults are optimizers.md's.
 NONE, NAN, INF = None, float("nan"), float("inf")
+MATRIX = ("Muon", "SOAP", "KronPSGD")
 REFUSED = [
     *[(name, "lr", [-1e-9, NAN, INF, True, "0.1", 1j, [0.1], np.ones(1)], "[0, inf)") for name in algorithms()],
     *[(name, "lr", [NONE], "[0, inf)") for name in algorithms() if name != "Adafactor"],
@@ -20,12 +21,14 @@ REFUSED = [
     *[
         (name, "betas", [(1.0, 0.9), (0.9, 1.5), (-0.1, 0.9), (NAN, 0.9), 0.9, (0.9,), (0.9, 0.9, 0.9), "ab"], "[0, 1)")
         for name in algorithms()
-        if name not in ("SGD", "Adafactor")
+        if name not in ("SGD", "Adafactor", "KronPSGD")
     ],
     *[
         (name, "eps", [-1e-8, NAN, INF, (1e-8, 1e-8)], "[0, inf)")
-        for name in ("Adam", "AdamW", "NAdamW", "RAdam", "QHAdamW", "Sophia", "LAMB", "MARS")
+        for name in ("Adam", "AdamW", "NAdamW", "RAdam", "QHAdamW", "Sophia", "LAMB", "MARS", "SOAP")
     ],
+    *[(name, "ndim_policy", ["rows", None, 2], "one of fallback, flatten, batch") for name in MATRIX],
+    *[(name, "matrix", [None, 1, "yes"], "True or False") for name in MATRIX],
     ("SGD", "momentum", [-0.1, 1.0], "[0, 1)"),
     ("SGD", "dampening", [-0.1, 1.1], "[0, 1]"),
     ("SGD", "nesterov", [1, "yes", None], "True or False"),
@@ -41,6 +44,27 @@ REFUSED = [
     ("Adafactor", "beta2_decay", [0.1, -INF], "(-inf, 0]"),
     ("Adafactor", "eps", [1e-8, (1e-30, -1e-3)], "[0, inf)"),
     ("Adafactor", "clip_threshold", [0.0], "(0, inf)"),
+    ("Muon", "momentum", [-0.1, 1.0], "[0, 1)"),
+    ("Muon", "nesterov", [1, None], "True or False"),
+    ("Muon", "ns_coefficients", ["kellr", [], NONE, 5], "one of keller, quintic, polar_express, cans, or a list"),
+    ("Muon", "ns_steps", [0, 101, 5.0, True, "5", NONE, np.ones(1)], "a whole number in [1, 100]"),
+    ("Muon", "adjust_lr_fn", ["rms", NONE], "one of original, match_rms_adamw, unit_rms, spectral"),
+    ("Muon", "eps", [0.0, -1e-7, INF], "(0, inf)"),
+    ("Muon", "split_sizes", [[], 4, "44"], "a tuple of whole numbers in [1, inf) or None"),
+    ("Muon", "ns_dtype", ["float64", NONE], "one of bfloat16, float16, float32"),
+    ("Muon", "fallback", ["adam", NONE], "one of adamw, sgd"),
+    ("Muon", "fallback_lr_scale", [-1.0, NAN, NONE], "[0, inf)"),
+    ("Muon", "fallback_eps", [-1e-8], "[0, inf)"),
+    ("SOAP", "shampoo_beta", [-0.1, 1.0, True], "[0, 1) or None"),
+    ("SOAP", "precondition_frequency", [0, 1.0, NONE], "a whole number in [1, inf)"),
+    ("SOAP", "max_precond_dim", [-1, 2.5], "a whole number in [0, inf)"),
+    ("SOAP", "stagger", [NONE, 0], "True or False"),
+    ("KronPSGD", "momentum", [-0.1, 1.0], "[0, 1)"),
+    ("KronPSGD", "precond_lr", [-0.1, NAN], "[0, inf)"),
+    ("KronPSGD", "precond_beta", [-0.1, 1.0], "[0, 1)"),
+    ("KronPSGD", "clip_update_rms", [0.0, INF], "(0, inf)"),
+    ("KronPSGD", "max_precond_dim", [-1, 2.5], "a whole number in [0, inf)"),
+    ("KronPSGD", "max_precond_skew", [-1.0, INF], "[0, inf)"),
 ]
 DEFAULTS = {
     "SGD": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
@@ -54,6 +78,45 @@ DEFAULTS = {
     "LAMB": {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01, "bias_correction": True},
     "MARS": {"betas": (0.95, 0.99), "eps": 1e-8, "weight_decay": 0.0, "gamma": 0.025, "clip_c": True},
     "Adafactor": {"beta2_decay": -0.8, "eps": (1e-30, 1e-3), "clip_threshold": 1.0, "weight_decay": 0.0},
+    "Muon": {
+        "momentum": 0.95,
+        "nesterov": True,
+        "weight_decay": 0.0,
+        "ns_coefficients": "keller",
+        "ns_steps": 5,
+        "adjust_lr_fn": "original",
+        "eps": 1e-7,
+        "ndim_policy": "fallback",
+        "split_sizes": None,
+        "ns_dtype": "bfloat16",
+        "matrix": True,
+        "fallback": "adamw",
+        "fallback_lr_scale": 1.0,
+        "betas": (0.9, 0.999),
+        "fallback_eps": 1e-8,
+    },
+    "SOAP": {
+        "betas": (0.95, 0.95),
+        "shampoo_beta": None,
+        "eps": 1e-8,
+        "weight_decay": 0.01,
+        "precondition_frequency": 10,
+        "max_precond_dim": 10000,
+        "ndim_policy": "fallback",
+        "matrix": True,
+        "stagger": True,
+    },
+    "KronPSGD": {
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "precond_lr": 0.1,
+        "precond_beta": 0.9,
+        "clip_update_rms": 1.1,
+        "max_precond_dim": 8192,
+        "max_precond_skew": 1.0,
+        "ndim_policy": "fallback",
+        "matrix": True,
+    },
 }
 
 
@@ -77,6 +140,24 @@ def test_refused_values_name_hyperparameter_value_and_range(optimizer, name, val
 def test_message_for_an_element_of_a_pair():
     with pytest.raises(ValueError, match=r"^AdamW: betas\[0\] must be in \[0, 1\), got 1\.5$"):
         reference.AdamW(lr=0.1, betas=(1.5, 0.9))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ns_coefficients", [[1, 2]], "ns_coefficients[0] must be a triple of numbers in (-inf, inf), got [1, 2]"),
+        ("ns_coefficients", [3.0, 1.0], "ns_coefficients[0] must be a triple of numbers in (-inf, inf), got 3.0"),
+        ("ns_coefficients", [(1, 2, 3), (1, 2, NAN)], "ns_coefficients[1][2] must be in (-inf, inf), got nan"),
+        ("ns_coefficients", [(1, "2", 3)], "ns_coefficients[0][1] must be a number in (-inf, inf), got '2'"),
+        ("split_sizes", [4, 0], "split_sizes[1] must be a whole number in [1, inf), got 0"),
+        ("split_sizes", (4, 2.0), "split_sizes[1] must be a whole number in [1, inf), got 2.0"),
+        ("split_sizes", [True], "split_sizes[0] must be a whole number in [1, inf), got True"),
+    ],
+)
+def test_message_for_an_element_of_a_list(name, value, message):
+    with pytest.raises(ValueError) as refusal:
+        reference.Muon(lr=0.1, **{name: value})
+    assert str(refusal.value) == f"Muon: {message}"
 
 
 @pytest.mark.parametrize("optimizer", sorted(DEFAULTS))
@@ -125,6 +206,38 @@ def test_pairs_become_tuples_of_floats():
 
 def test_bools_become_bools():
     assert Hyper("x", kind="bool").check(np.True_) is True
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3)], ids=repr)
+def test_whole_numbers_become_ints(value):
+    checked = Hyper("x", interval="[1, 3]", kind="int").check(value)
+    assert (type(checked), checked) == (int, 3)
+
+
+def test_lists_become_tuples_that_can_be_hashed():
+    sizes = Hyper("x", interval="[1, inf)", kind="sizes", optional=True)
+    assert sizes.check([np.int64(4), 2]) == (4, 2)
+    assert sizes.check(None) is None
+    coefficients = Hyper("x", "a", "(-inf, inf)", "coefficients", choices=("a", "b"))
+    assert coefficients.check("b") == "b"
+    assert coefficients.check([[1, -2, np.float32(0.5)]]) == ((1.0, -2.0, 0.5),)
+    assert {type(number) for number in coefficients.check([[1, -2, 3]])[0]} == {float}
+    assert hash((sizes.check([1]), coefficients.check([[1, 2, 3]])))
+
+
+@pytest.mark.parametrize("optimizer", sorted(DEFAULTS))
+def test_what_is_structural_is_no_float(optimizer):
+    """A value that decides which rule and which buffers are used can be compared and counted exactly."""
+    for hyper in algorithms()[optimizer].HYPERPARAMETERS:
+        numeric = isinstance(hyper.default, float) or hyper.kind == "pair" or hyper.name in ("lr", "shampoo_beta")
+        assert hyper.structural == (not numeric and hyper.name != "momentum_decay")
+
+
+def test_scaled():
+    hyper = {"lr": 0.5, "betas": (0.9, 0.99)}
+    assert scaled(hyper, 0.5) == {"lr": 0.25, "betas": (0.9, 0.99)}
+    assert scaled({"lr": None}, 0.5) == {"lr": None, "lr_scale": 0.5}
+    assert hyper["lr"] == 0.5
 
 
 def test_huge_integer_is_a_clear_error():

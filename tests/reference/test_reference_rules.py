@@ -5,26 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from runs import hyper_of, run
 
 from rlx_gpu.reference import algorithms
-from rlx_gpu.reference.hyper import resolve
 
 SHAPES = {"scalar": (), "one": (1,), "vector": (7,), "matrix": (3, 5), "cube": (2, 3, 4), "empty": (0, 3)}
 ALL = sorted(algorithms())
-
-
-def hyper_of(name, **given):
-    """All hyperparameters of an optimizer, lr 0.1 unless given."""
-    return resolve(algorithms()[name].HYPERPARAMETERS, {"lr": 0.1, **given}, name)
-
-
-def run(name, param, grads, *, state=None, **given):
-    """Parameter and state after a step per gradient."""
-    algorithm, hyper = algorithms()[name], hyper_of(name, **given)
-    state = algorithm.init_state(param.shape, **hyper) if state is None else state
-    for step, grad in enumerate(grads, start=1):
-        param, state = algorithm.update(param, grad, state, step, **hyper)
-    return param, state
+FREQUENT = {"SOAP": {"precondition_frequency": 1}}
 
 
 @pytest.fixture
@@ -69,10 +56,13 @@ def test_zero_gradients_still_decay(name):
     assert_array_equal(still, param)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "NAdamW", "QHAdamW", "Lion", "Sophia", "MARS", "Adafactor"])
-def test_decoupled_decay_shrinks_by_lr_times_decay(name):
-    param = np.array([3.0, -4.0])
-    decayed, _ = run(name, param, np.zeros((2, 2)), lr=0.1, weight_decay=0.2)
+DECOUPLED = ["AdamW", "NAdamW", "QHAdamW", "Lion", "Sophia", "MARS", "Adafactor", "Muon", "SOAP", "KronPSGD"]
+
+
+@pytest.mark.parametrize("param", [np.array([3.0, -4.0]), np.array([[3.0, -4.0]])], ids=["vector", "matrix"])
+@pytest.mark.parametrize("name", DECOUPLED)
+def test_decoupled_decay_shrinks_by_lr_times_decay(name, param):
+    decayed, _ = run(name, param, np.zeros((2, *param.shape)), lr=0.1, weight_decay=0.2)
     assert_allclose(decayed, param * (1 - 0.1 * 0.2) ** 2, rtol=1e-15)
 
 
@@ -90,6 +80,17 @@ def test_nonfinite_gradients_propagate(name, bad, rng):
     grads[0, 2] = bad
     with np.errstate(all="ignore"):
         assert not np.isfinite(run(name, param, grads)[0][2])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
+@pytest.mark.parametrize("name", ["Muon", "SOAP", "KronPSGD"])
+def test_nonfinite_gradients_spoil_the_whole_matrix(name, bad, rng):
+    param, grads = trajectory(rng, (4, 5), steps=3)
+    for when in (0, 2):
+        spoilt = grads.copy()
+        spoilt[when, 1, 2] = bad
+        with np.errstate(all="ignore"):
+            assert not np.isfinite(run(name, param, spoilt, **FREQUENT.get(name, {}))[0]).any()
 
 
 @pytest.mark.parametrize("name", ["Lion", "Sophia"])

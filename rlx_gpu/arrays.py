@@ -1,0 +1,76 @@
+"""Arrays of any library as tensors: the tensor itself, a view of the same memory, or a copy on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.dlpack import from_dlpack
+
+
+class Arrays:
+    """Makes tensors of what a trainer hands over; NumPy arrays are copied into buffers that are kept.
+
+    Args:
+        device: where NumPy arrays go.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._staged: dict[tuple[str, str], torch.Tensor] = {}
+
+    def tensor(self, name: str, what: str, value: Any, shape: Iterable[int]) -> torch.Tensor:
+        """The tensor that a step works on.
+
+        Args:
+            name: of the parameter.
+            what: "param", "grad" or "estimate".
+            value: a torch tensor, a NumPy array or anything with `__dlpack__`.
+            shape: that it must have.
+
+        Raises:
+            TypeError: no such array.
+            ValueError: another shape, or memory that cannot be stepped in place.
+        """
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach()
+        elif isinstance(value, np.ndarray):
+            tensor = self._staged_tensor(name, what, value)
+        elif hasattr(value, "__dlpack__"):
+            tensor = from_dlpack(value)
+        else:
+            raise TypeError(
+                f"parameter {name!r}: {what} must be a torch tensor, a NumPy array or have __dlpack__, "
+                f"got {type(value).__name__}"
+            )
+        expected = tuple(int(size) for size in shape)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"parameter {name!r}: {what} has shape {tuple(tensor.shape)}, expected {expected}")
+        return tensor
+
+    def _staged_tensor(self, name: str, what: str, value: np.ndarray[Any, Any]) -> torch.Tensor:
+        """A NumPy array as a tensor: of the same memory on the CPU, a copy in a buffer that is kept on a GPU."""
+        if what == "param" and not value.flags.writeable:
+            raise ValueError(f"parameter {name!r}: param is read-only")
+        if any(stride < 0 for stride in value.strides):
+            raise ValueError(f"parameter {name!r}: {what} has negative strides {value.strides}; copy it first")
+        try:
+            tensor = torch.from_numpy(value if value.flags.writeable else value.copy())
+        except (TypeError, ValueError):  # no such dtype in torch, or the bytes of another machine
+            raise TypeError(f"parameter {name!r}: {what} must be a float array, got dtype {value.dtype!r}") from None
+        if self.device.type == "cpu":
+            return tensor
+        staged = self._staged.get((name, what))
+        if staged is None or staged.shape != tensor.shape or staged.dtype != tensor.dtype:
+            staged = self._staged[name, what] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        return staged.copy_(tensor)
+
+
+def copied_slot(key: str, value: Any) -> torch.Tensor:
+    """A copy of a checkpoint's array, as a tensor."""
+    try:
+        return value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except TypeError:
+        raise ValueError(f"state dict: {key!r} must be an array of numbers, got {type(value).__name__}") from None

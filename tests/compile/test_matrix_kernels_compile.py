@@ -1,0 +1,56 @@
+"""What the matrix kernels compile to: tensor core instructions and wide copies, once for all sizes and scalars."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compile_runs import run_json
+
+TRIAL = Path(__file__).with_name("matrix_trial.py")
+WARPGROUP = "HGMMA.64x128x16.F32"
+COPY = "LDGSTS.E.BYPASS.128"
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_json(sys.executable, tmp_path_factory.mktemp("cache"), str(TRIAL))
+
+
+def executed(trial: dict[str, Any], name: str, start: str) -> list[str]:
+    """The opcodes of a kernel that begin so."""
+    return [opcode for opcode in trial["instructions"][name] if opcode.startswith(start)]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_symmetric_products_run_on_warpgroup_tensor_cores(trial, name):
+    assert executed(trial, name, "HGMMA") == [WARPGROUP if name == "float16" else f"{WARPGROUP}.BF16"]
+
+
+@pytest.mark.parametrize("name", ["float32", "matmul"])
+def test_float32_products_run_on_tensor_cores_in_tf32(trial, name):
+    assert executed(trial, name, "HGMMA") == ["HGMMA.64x128x8.F32.TF32"]
+
+
+def test_other_architectures_and_kernels_have_no_warpgroup_instructions(trial):
+    assert not executed(trial, "sm_80", "HGMMA") and executed(trial, "sm_80", "HMMA")
+    assert not executed(trial, "householder", "HGMMA") and not executed(trial, "householder", "HMMA")
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", "matmul", "sm_80"])
+def test_aligned_tiles_are_copied_16_bytes_at_a_time(trial, name):
+    assert executed(trial, name, "LDGSTS") == [COPY]
+    assert executed(trial, name, "STG") == ["STG.E.128"]
+
+
+def test_unaligned_tiles_are_not(trial):
+    assert not executed(trial, "unaligned", "LDGSTS") and executed(trial, "unaligned", "LDG") == ["LDG.E.U16"]
+
+
+def test_sizes_batches_and_scalars_share_one_compilation(trial):
+    aligned, odd = trial["counts"][:4], trial["counts"][4:]
+    kernels = ("symmetric_product_kernel", "matmul_kernel", "householder_kernel")
+    assert aligned == [dict.fromkeys(kernels, 1)] * 4
+    assert odd == [{"symmetric_product_kernel": 2, "matmul_kernel": 2, "householder_kernel": 1}] * 4
