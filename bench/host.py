@@ -1,9 +1,9 @@
 """Host time of a step: what the Python and C++ side of an optimizer costs per tensor, without any arithmetic of ours.
 
-Our launches are taken out; torch's fused and foreach steps run on one-element tensors, where arithmetic is next to
-nothing. Providers take turns in one run: the first step of a turn finds the processor's caches full of the others' data
+Our launches are taken out; the peers' steps run on one-element tensors on the CPU, where arithmetic is next to nothing.
+Providers take turns in one run: the first step of a turn finds the processor's caches full of the others' data
 ("cold"), the following ones find their own ("steady"). As in timeit, the garbage collector is off meanwhile.
-`python -m rlx_gpu.bench.host`
+`rlx-gpu bench host`
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +19,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .record import append, spread
+from . import providers as known
+from .choices import chosen, naming
+from .providers import NAMES, OURS, QUICK, Step
+from .record import append, environment, spread
 
-Step = Callable[[], Any]
 TENSORS = (148, 300, 1000, 5000)
 TURN = 10  # consecutive steps of a provider
+OPTIMIZER, STORAGE = "AdamW", "float32"
 
 
 def parameters(count: int) -> list[Any]:
@@ -37,7 +40,7 @@ def parameters(count: int) -> list[Any]:
 
 
 def ours_moved(count: int) -> Step:
-    """The same with every gradient at a new address in every step; assigning the gradients is included."""
+    """Ours with every gradient at a new address in every step; assigning the gradients is included."""
     import torch
 
     params = parameters(count)
@@ -54,58 +57,70 @@ def ours_moved(count: int) -> Step:
 
 
 def ours_of(params: list[Any]) -> Step:
-    """AdamW's step over given parameters, the launches taken out."""
-    from .. import launch, optim
+    """Our step over given parameters, the launches taken out."""
+    from .. import launch
 
     launch.launch = lambda *arguments, **constants: None
-    return optim.AdamW(params, lr=1e-3).step
+    return known.ours(OPTIMIZER, STORAGE, params)
 
 
-def torch_adamw(count: int, **switches: Any) -> Step:
-    """torch.optim.AdamW's step."""
-    import torch
-
-    return torch.optim.AdamW(parameters(count), lr=1e-3, **switches).step
-
-
-PROVIDERS: dict[str, Callable[[int], Step]] = {
-    "rlx-gpu": lambda count: ours_of(parameters(count)),
-    "rlx-gpu, gradients moved": ours_moved,
-    "torch fused": lambda count: torch_adamw(count, fused=True),
-    "torch foreach": lambda count: torch_adamw(count, foreach=True),
-}
+def steps(count: int, named: Collection[str] = ()) -> dict[str, tuple[str, Step]]:
+    """Version and step of each provider, ours twice and the peers that are installed."""
+    found: dict[str, tuple[str, Step]] = {}
+    if not named or OURS in named:
+        version = environment()["commit"]
+        found[OURS] = version, ours_of(parameters(count))
+        found[f"{OURS}, gradients moved"] = version, ours_moved(count)
+    for peer in known.peers(OPTIMIZER, STORAGE, "cpu", named):
+        found[peer.name] = peer.version, peer.step(OPTIMIZER, STORAGE, parameters(count))
+    return found
 
 
-def measure(count: int, repeats: int) -> list[dict[str, Any]]:
-    """Microseconds a tensor for every provider, interleaved."""
-    steps = {name: make(count) for name, make in PROVIDERS.items()}
-    for step in steps.values():
+def sample(field: Mapping[str, tuple[str, Step]], repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds of every provider's steps with steady and with cold caches, interleaved."""
+    for _, step in field.values():
         step()  # builds plans and state
     samples: dict[tuple[str, str], list[float]] = {}
     gc.collect()
     gc.disable()
     try:
         for _ in range(repeats):
-            for name, step in steps.items():
+            for name, (_, step) in field.items():
                 for turn in range(TURN):
                     start = time.perf_counter()
                     step()
-                    taken = (time.perf_counter() - start) * 1e6 / count
+                    taken = (time.perf_counter() - start) * 1e3
                     samples.setdefault((name, "steady" if turn else "cold"), []).append(taken)
     finally:
         gc.enable()
+    return samples
+
+
+def measure(count: int, repeats: int, named: Collection[str] = ()) -> list[dict[str, Any]]:
+    """A row for every provider and state of the caches."""
+    field = steps(count, named)
+    times = {key: spread(values) for key, values in sample(field, repeats).items()}
     rows = []
-    for (name, caches), values in samples.items():
-        cost, fused = spread(values), spread(samples["torch fused", caches])
+    for (name, caches), ms in times.items():
+        peers = [other["median"] for (peer, state), other in times.items() if state == caches and OURS not in peer]
+        fused = times.get(("torch fused", caches))
         rows.append(
             {
                 "bench": "host",
-                "optimizer": "AdamW",
+                "optimizer": OPTIMIZER,
                 "provider": name,
+                "provider_version": field[name][0],
+                "shape": [1],
+                "storage": STORAGE,
                 "tensors": count,
+                "parameters": count,
                 "caches": caches,
-                "us_per_tensor": {key: round(value, 3) for key, value in cost.items()},
-                "torch_fused_over_this": round(fused["median"] / cost["median"], 2),
+                "ms": {key: round(value, 5) for key, value in ms.items()},
+                "us_per_tensor": {key: round(value * 1e3 / count, 3) for key, value in ms.items()},
+                "best_peer_over_this": round(min(peers) / ms["median"], 2) if peers else None,
+                "bytes_per_param": None,
+                "copy_gb_per_s": None,
+                "torch_fused_over_this": round(fused["median"] / ms["median"], 2) if fused else None,
             }
         )
     return rows
@@ -113,23 +128,31 @@ def measure(count: int, repeats: int) -> list[dict[str, Any]]:
 
 def main(
     tensors: Annotated[list[int] | None, typer.Option(help="How many tensors; may be repeated.")] = None,
+    providers: Annotated[list[str] | None, naming("--providers", NAMES, QUICK)] = None,
     repeats: Annotated[int, typer.Option(min=5, help="Turns of each provider.")] = 30,
-    record: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/host.jsonl.")] = None,
+    json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/host.jsonl.")] = None,
 ) -> None:
-    """Measure the host time of an AdamW step and record it."""
+    """Measure the host time of an AdamW step, beside the peers that are installed, and record it; needs no GPU."""
     os.environ["TRITON_INTERPRET"] = "1"  # CPU tensors take the kernels' path; nothing is launched
     import torch
 
     torch.set_num_threads(1)
-    rows = [row for count in tensors or TENSORS for row in measure(count, repeats)]
-    table = Table("tensors", "caches", "provider", "µs a tensor", "p20 to p80", "torch fused / this")
-    for row in rows:
-        cost = row["us_per_tensor"]
-        cells = (f"{cost['median']:.2f}", f"{cost['p20']:.2f} to {cost['p80']:.2f}", f"{row['torch_fused_over_this']}x")
-        table.add_row(str(row["tensors"]), row["caches"], row["provider"], *cells)
+    named = chosen("--providers", providers, NAMES, ())
+    table = Table(
+        "tensors", "caches", "provider", "µs a tensor", "p20 to p80", "best peer / this", "torch fused / this"
+    )
     console = Console()
+    for count in tensors or TENSORS:
+        with console.status(f"{count} tensors"):
+            rows = measure(count, repeats, named)
+        path = append("host", rows, json)  # at once, so that an interrupted run keeps what it has measured
+        for row in rows:
+            cost = row["us_per_tensor"]
+            cells = (f"{cost['median']:.2f}", f"{cost['p20']:.2f} to {cost['p80']:.2f}")
+            ratios = (f"{row[key] or float('nan'):g}x" for key in ("best_peer_over_this", "torch_fused_over_this"))
+            table.add_row(str(count), row["caches"], row["provider"], *cells, *ratios)
     console.print(table)
-    console.print(f"recorded in {append('host', rows, record)}")
+    console.print(f"recorded in {path}")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,22 @@
-"""Writes the README's tables from the registry and from recorded results. `python -m rlx_gpu.bench.readme`"""
+"""Writes the README's tables and figures from the registry and from recorded rows. `python -m rlx_gpu.bench.readme`"""
 
 from __future__ import annotations
 
 import inspect
-import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..table import TABLE, Algorithm
+from . import rows, train
+from .charts import CHARTS
+from .gate import is_matrix_optimizer
+from .providers import OURS
 from .record import RESULTS
+from .rows import Row, is_peer, measured, recorded, standing, task
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-
-
-def rows(name: str) -> list[dict[str, Any]]:
-    """The recorded rows of a bench, oldest first."""
-    path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def latest(name: str) -> list[dict[str, Any]]:
-    """The rows of a bench's last run."""
-    found = rows(name)
-    return [row for row in found if row["date"] == found[-1]["date"]]
+PLOTS = Path(__file__).resolve().parent / "plots"
 
 
 def markdown(header: list[str], cells: list[list[str]]) -> str:
@@ -32,44 +25,110 @@ def markdown(header: list[str], cells: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def optimizers() -> str:
+def figure(name: str) -> str:
+    """A chart as a Markdown image, or nothing where it was never drawn."""
+    drawn = (PLOTS / f"{name}.svg").exists()
+    return f"![{CHARTS[name].alt}](bench/plots/{name}.svg)\n\n" if drawn else ""
+
+
+def optimizers(results: Path = RESULTS) -> str:
     """Every optimizer: what it is, where it is from, its state, and the bytes its step moves."""
     return markdown(
         ["optimizer", "what it is", "source", "state", "bytes/param"],
         [
-            [f"`{algorithm.name}`", *_words(algorithm), _state(algorithm), _traffic(algorithm)]
+            [f"`{algorithm.name}`", *_words(algorithm), _state(algorithm), _traffic(algorithm, results)]
             for algorithm in TABLE.values()
         ],
     )
 
 
-def host() -> str:
-    """The last run of the host bench."""
-    found = latest("host")
+def host(results: Path = RESULTS) -> str:
+    """Host time by number of tensors."""
+    found = rows.host(results)
     costs = {(row["tensors"], row["provider"], row["caches"]): row["us_per_tensor"]["median"] for row in found}
     cells = [
         [str(tensors), provider, *(f"{costs[tensors, provider, caches]:.2f}" for caches in ("steady", "cold"))]
         for tensors, provider in dict.fromkeys((row["tensors"], row["provider"]) for row in found)
     ]
     table = markdown(["tensors", "provider", "µs a tensor, steady", "with cold caches"], cells)
-    return f"{table}\n\n{_measured(found)} Reproduce: `make bench`."
+    return f"{figure('host')}{table}\n\n{_reproduce('host', found)}"
 
 
-def gpu() -> str:
-    """The last run of the GPU bench, or that there is none."""
-    found = rows("elementwise")
-    if not found:
-        return "No GPU figure is recorded yet: `make bench-gpu` measures and records them."
-    last = latest("elementwise")
+def elementwise(results: Path = RESULTS) -> str:
+    """Whole steps in float32 and bfloat16: ours, its share of a copy's bandwidth, and the fastest peer."""
+    found = rows.elementwise(results)
+    formats = ("float32", "bfloat16")
+    races = _races(found, lambda row: (row["model"], task(row)), lambda row: row["storage"])
     cells = [
-        [row["model"], row["optimizer"], row["storage"], row["provider"], f"{row['ms']['median']:.3f}", _share(row)]
-        for row in last
+        [*case, *(cell for form in formats for cell in _race(by_format.get(form, []), "share_of_copy"))]
+        for case, by_format in races.items()
     ]
-    table = markdown(["model", "optimizer", "storage", "provider", "ms", "share of a copy"], cells)
-    return f"{table}\n\n{_measured(last)} Reproduce: `make bench-gpu`."
+    header = [
+        column for form in formats for column in (f"{form}, ms", "of a copy", "fastest peer", "its time over ours")
+    ]
+    table = markdown(["model", "optimizer", *header], cells)
+    pictures = figure("roofline") + figure("steps")
+    folded = f"<details><summary>Every model and optimizer</summary>\n\n{table}\n\n</details>"
+    return f"{pictures}{folded}\n\n{_reproduce('elementwise', found)}"
 
 
-SECTIONS = {"optimizers": optimizers, "host": host, "gpu": gpu}
+def matrix(results: Path = RESULTS) -> str:
+    """Matrix optimizers and their parts: ours, its share of a large matrix product's rate, and the fastest peer."""
+    found = rows.matrix(results)
+    races = _races(
+        found,
+        lambda row: (task(row), row.get("model") or " × ".join(map(str, row["shape"])), row["storage"]),
+        lambda row: "",
+    )
+    cells = [[*case, *_race(race[""], "share_of_matmul")] for case, race in races.items()]
+    table = markdown(
+        ["what", "model or shape", "storage", "ms", "of a large product", "fastest peer", "its time over ours"], cells
+    )
+    return f"{figure('matrix_steps')}{figure('newton_schulz')}{table}\n\n{_reproduce('matrix', found)}"
+
+
+def cpu(results: Path = RESULTS) -> str:
+    """Whole float32 steps of the NumPy reference, and the fastest peer."""
+    found = [row for row in rows.cpu(results) if row["storage"] == "float32"]
+    races = _races(found, lambda row: (row["optimizer"],), lambda row: "")
+    cells = [[*case, *(cell for i, cell in enumerate(_race(race[""], "")) if i != 1)] for case, race in races.items()]
+    table = markdown(["optimizer", "ms", "fastest peer", "its time over ours"], cells)
+    return f"{table}\n\n{found[0]['model']}, float32. {_reproduce('cpu', found)}"
+
+
+def training(results: Path = RESULTS) -> str:
+    """Time to the target loss, the fastest optimizer first."""
+    found = rows.train(results)
+    runs: dict[str, list[Row]] = {}
+    for row in found:
+        runs.setdefault(row["optimizer"], []).append(row)
+    order = sorted(runs, key=lambda name: standing(runs[name]))
+    table = markdown(
+        ["optimizer", "tuned lr", "seconds to the target", "steps to it", "ms a step", "last validation loss"],
+        [[f"`{name}`", *train.summary(runs[name])] for name in order],
+    )
+    last = found[0]
+    setting = (
+        f"Target: a validation loss of {last['target_loss']:.3f} nats a byte. {last['steps']} steps at most,"
+        f" {len(runs[order[0]])} seeds; median and range over the seeds."
+    )
+    return f"{figure('train')}{table}\n\n{setting} {_reproduce('train', found)}"
+
+
+def _unless_empty(bench: str, section: Callable[[Path], str]) -> Callable[[Path], str]:
+    """A section that says so where its bench has no rows."""
+    missing = f"Nothing is recorded yet: `rlx-gpu bench {bench}` measures and records it."
+    return lambda results: section(results) if recorded(bench, results) else missing
+
+
+SECTIONS = {
+    "optimizers": optimizers,
+    "elementwise": _unless_empty("elementwise", elementwise),
+    "matrix": _unless_empty("matrix", matrix),
+    "train": _unless_empty("train", training),
+    "host": _unless_empty("host", host),
+    "cpu": _unless_empty("cpu", cpu),
+}
 
 
 def render(text: str) -> str:
@@ -79,8 +138,43 @@ def render(text: str) -> str:
         found = marked.search(text)
         if found is None:
             raise ValueError(f"{README.name} has no section <!-- {name} --> ... <!-- /{name} -->")
-        text = text.replace(found[0], f"{found[1]}{section()}\n{found[2]}")
+        text = text.replace(found[0], f"{found[1]}{section(RESULTS)}\n{found[2]}")
     return text
+
+
+def write() -> None:
+    """Rewrite the README's marked sections."""
+    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _races(
+    found: list[Row], case: Callable[[Row], tuple[str, ...]], column: Callable[[Row], str]
+) -> dict[tuple[str, ...], dict[str, list[Row]]]:
+    """case -> column -> the rows of all providers, of those cases that ours took part in."""
+    races: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    for row in found:
+        races.setdefault(case(row), {}).setdefault(column(row), []).append(row)
+    return {
+        name: columns
+        for name, columns in races.items()
+        if any(row["provider"] == OURS for race in columns.values() for row in race)
+    }
+
+
+def _race(race: list[Row], share: str) -> list[str]:
+    """Our milliseconds and share, the fastest peer and its time over ours; dashes for what there is not."""
+    own = next((row for row in race if row["provider"] == OURS), None)
+    peer = min(filter(is_peer, race), key=lambda row: row["ms"]["median"], default=None)
+    if own is None:
+        return ["–"] * 4
+    ours = own["ms"]["median"]
+    against = ["–"] * 2 if peer is None else [peer["provider"], f"{peer['ms']['median'] / ours:.2f}"]
+    return [f"{ours:.3g}", f"{own[share]:.0%}" if own.get(share) else "–", *against]
+
+
+def _reproduce(bench: str, found: list[Row]) -> str:
+    """On what and when, and the command."""
+    return f"{measured(found)} Reproduce: `rlx-gpu bench {bench}`."
 
 
 def _words(algorithm: Algorithm) -> list[str]:
@@ -92,34 +186,29 @@ def _words(algorithm: Algorithm) -> list[str]:
 
 
 def _state(algorithm: Algorithm) -> str:
-    """The slots of a matrix with the default hyperparameters (SGD with momentum)."""
+    """The tensors kept for a matrix with the default hyperparameters (SGD with momentum)."""
     given = {"lr": 1e-3, **({"momentum": 0.9} if algorithm.name == "SGD" else {})}
-    return ", ".join(f"`{slot}`" for slot in algorithm.reference.init_state((2, 2), **algorithm.resolve(given)))
+    scalars = getattr(algorithm.reference, "SCALAR_SLOTS", ())
+    slots = algorithm.reference.init_state((2, 2), **algorithm.resolve(given)).keys()
+    return ", ".join(f"`{slot}`" for slot in slots if slot not in scalars)
 
 
-def _traffic(algorithm: Algorithm) -> str:
-    """Bytes a parameter of each launch, from the recorded compile report."""
-    found = [row for row in rows("kernels") if row["optimizer"] == algorithm.name and row["bytes_per_param"]]
-    specs: dict[str, list[str]] = {}
-    for row in found:
-        specs.setdefault(row["name"].split("/")[0], []).append(str(row["bytes_per_param"]))
-    main = {"SGD": "sgd_momentum"}.get(algorithm.name, algorithm.name.lower())
-    return " + ".join(specs.get(main, ["?"]))
-
-
-def _share(row: dict[str, Any]) -> str:
-    return f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
-
-
-def _measured(found: list[dict[str, Any]]) -> str:
-    """On what and when."""
-    row = found[-1]
-    return f"Measured {row['date']} UTC on {row['device']}, torch {row['torch']}, Triton {row['triton']}."
+def _traffic(algorithm: Algorithm, results: Path) -> str:
+    """Bytes a parameter of each launch; none for a matrix optimizer, whose time is that of matrix products."""
+    if is_matrix_optimizer(algorithm.name):
+        return "–"
+    step = {"SGD": "sgd_momentum"}.get(algorithm.name, algorithm.name.lower())
+    launches = [row for row in recorded("kernels", results) if row["optimizer"] == algorithm.name]
+    return " + ".join(
+        str(row["bytes_per_param"]) for row in launches if row["name"].split("/")[0] == step and row["bytes_per_param"]
+    )
 
 
 def main() -> None:
-    """Rewrite the README's tables."""
-    README.write_text(render(README.read_text(encoding="utf-8")), encoding="utf-8")
+    """Draw what is out of date, and rewrite the README's tables and figures."""
+    from . import plot
+
+    plot.main()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,35 @@
-"""Timing and recording, shared by all benches: medians with spread, and one JSON line a measurement."""
+"""Recording, shared by all benches: one JSON line a measurement, appended and never changed.
+
+Every row has what was measured,
+
+    bench            "elementwise", "matrix", "host", "cpu" or "train": also the file's name under `bench/results/`
+    optimizer        a name of `rlx_gpu.TABLE`, or the routine measured ("newton_schulz", "symmetric_product")
+    variant          what else was chosen, such as "refresh" or "steady"; absent where there is nothing to choose
+    provider         "rlx-gpu", or a peer and its mode, such as "torch fused"; `provider_version` is its package's
+    model or shape   a key of `bench.shapes.SHAPES`, or a list of sizes
+    storage          formats of parameter, gradient and state: a key of `bench.providers.STORAGES`
+    tensors, parameters   how many tensors and elements were stepped
+    ms               {"median", "p20", "p80"} of one step or call: on a GPU between two events, elsewhere on the host
+
+what follows from it, null where it was not or cannot be measured,
+
+    bytes_per_param  moved in one step by the compiled kernels; ours only
+    gb_per_s, share_of_copy    that traffic over the median, and its share of `copy_gb_per_s`
+    copy_gb_per_s    of a device-to-device copy in the same run, read and written
+    tflops, share_of_matmul, matmul_tflops   the same for matrix work, in operations of the plain algorithm and against
+                     a large bfloat16 product in the same run; matrix rows only
+    best_peer_over_this    the fastest peer's median over this row's; above 1 this row is faster
+    state_bytes_per_param, peak_extra_bytes_per_param   device memory kept between steps, and needed besides during one
+    launches         CUDA kernels of one step
+    host_ms          the host's time in one call, the device idle before it
+
+and what it depends on: `environment()`, whose date is the run's and equal in all of its rows. The host bench adds
+`caches` and `us_per_tensor`; the train bench adds its own keys.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import statistics
@@ -16,21 +44,23 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def spread(samples: Sequence[float]) -> dict[str, float]:
-    """Median, 20th and 80th percentile."""
-    quantiles = statistics.quantiles(samples, n=5)
+    """Median, 20th and 80th percentile of at least two samples, none beyond the least and the largest."""
+    quantiles = statistics.quantiles(samples, n=5, method="inclusive")
     return {"median": statistics.median(samples), "p20": quantiles[0], "p80": quantiles[-1]}
 
 
+@functools.cache
 def environment() -> dict[str, Any]:
-    """What a measurement depends on: time, commit, device and versions."""
+    """What a measurement depends on: time, commit, device and versions, looked up once a process."""
     import torch
     import triton
 
     cuda = torch.cuda.is_available()
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         "commit": _commit(),
         "device": torch.cuda.get_device_name() if cuda else _processor(),
+        "driver": _driver() if cuda else None,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "triton": triton.__version__,
@@ -56,6 +86,16 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return done.stdout.strip()
+
+
+def _driver() -> str:
+    """The NVIDIA driver's version."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.splitlines()[0].strip()
 
 
 def _processor() -> str:

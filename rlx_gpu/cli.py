@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 try:
     import typer
+    import typer.core
+    import typer.main
 except ModuleNotFoundError as error:
     raise SystemExit(
         "The command line needs typer and rich: pip install 'rlx-gpu[cli]'"
@@ -111,6 +114,61 @@ def kernels(
     from rlx_gpu.compile_report import run
 
     raise typer.Exit(run(arch, optimizer, dtype, as_json))
+
+
+@app.command()
+def parity(
+    optimizer: Annotated[
+        list[str] | None, typer.Option(help="One optimizer, in every variant; may be repeated. All if not given.")
+    ] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="One storage; may be repeated. All if not given.")] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHAPE,...",
+            help="Parameters, such as scalar,127,33x128,16x9:transposed,300:unaligned; a telling dozen if not given.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps, each compared.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Run every kernel here, on the GPU if there is one, and hold parameters and state to the float64 reference."""
+    try:
+        from rlx_gpu.parity.report import run
+    except ModuleNotFoundError as error:
+        fail(f"parity needs {error.name}, which is not installed: pip install {error.name}", code=1)
+    raise typer.Exit(run(optimizer or (), dtype or (), shapes, steps, as_json))
+
+
+class Benches(typer.core.TyperGroup):
+    """The benches, each a module of `rlx_gpu.bench` with a `main` that is imported when it is asked for."""
+
+    NAMES = ("elementwise", "matrix", "host", "cpu", "train", "plot")
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in order."""
+        return list(self.NAMES)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """The command, or None if there is none of this name."""
+        if name not in self.NAMES:
+            return None
+        try:
+            module = importlib.import_module(f"rlx_gpu.bench.{name}")
+        except ModuleNotFoundError as error:
+            fail(f"this bench needs {error.name}, which is not installed: pip install 'rlx-gpu[train]'", code=1)
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(name)(module.main)
+        return typer.main.get_command(single)
+
+
+bench = typer.Typer(cls=Benches, no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def benches() -> None:
+    """Measure steps beside other packages', and record what was measured on which machine."""
 
 
 def fail(message: str, code: int) -> NoReturn:
