@@ -14,7 +14,7 @@ TRITON_VENVS := $(TRITON_VERSIONS:%=.venv-triton-%)
 empty :=
 space := $(empty) $(empty)
 
-.PHONY: help train test test-gpu check format bench bench-gpu compile-matrix doctor venv clean
+.PHONY: help train test test-gpu check format bench bench-gpu parity compile-matrix doctor venv clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,11 +38,19 @@ format: $(READY) ## fix what ruff can fix, and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## the host time of a step (needs no GPU)
-	@$(BIN)/python -m rlx_gpu.bench.host $(ARGS)
+bench: $(READY) ## what a CPU can measure: host time, the reference beside torch, what the kernels compile to
+	@$(BIN)/rlx-gpu bench host $(ARGS)
+	@$(BIN)/rlx-gpu bench cpu
+	@$(BIN)/python -m rlx_gpu.bench.kernels
 
-bench-gpu: $(READY) ## the kernels' bandwidth on this machine's GPU
-	@$(BIN)/python -m rlx_gpu.bench.elementwise $(ARGS)
+bench-gpu: $(READY) ## steps, matrix routines and training on this machine's GPU, beside other packages
+	@$(BIN)/rlx-gpu bench elementwise $(ARGS)
+	@$(BIN)/rlx-gpu bench matrix
+	@$(BIN)/rlx-gpu bench train
+	@$(BIN)/rlx-gpu bench plot
+
+parity: $(READY) ## every kernel on this machine against the float64 reference (ARGS="--optimizer muon")
+	@$(BIN)/rlx-gpu parity $(ARGS)
 
 compile-matrix: $(READY) $(TRITON_VENVS:%=%/.ready) ## compile every kernel with the oldest, the locked and the newest Triton
 	@RLX_TRITON_PYTHONS="$(subst @,$(CURDIR),$(subst $(space),:,$(TRITON_VENVS:%=@/%/bin/python)))" \

@@ -58,6 +58,15 @@ def philox(seed: int, c0: Any, c1: Any, c2: Any, c3: Any, rounds: int = 10) -> t
     return tuple(word.astype(np.uint32) for word in (word0, word1, word2, word3))
 
 
+def random_bits(seed: int, step: int, index: ArrayLike) -> NDArray[np.uint32]:
+    """The 16 random bits that `stochastic_bfloat16` adds to each element."""
+    position = np.asarray(index, np.int64)
+    group = position >> 3
+    words = np.stack(philox(seed, group, group >> 32, step, 0, rounds=7))
+    word: NDArray[np.uint32] = np.take_along_axis(words, (position >> 1 & 3)[np.newaxis], axis=0)[0]
+    return word >> (16 * (position & 1)).astype(np.uint32) & np.uint32(0xFFFF)
+
+
 def stochastic_bfloat16(x: ArrayLike, seed: int, step: int, index: ArrayLike) -> Array:
     """Each value rounded to one of its two bfloat16 neighbours, the nearer the likelier, so that the mean is kept.
 
@@ -79,12 +88,7 @@ def stochastic_bfloat16(x: ArrayLike, seed: int, step: int, index: ArrayLike) ->
     """
     with np.errstate(over="ignore", invalid="ignore"):
         single = np.asarray(x, np.float64).astype(np.float32)
-    position = np.asarray(index, np.int64)
-    group = position >> 3
-    words = np.stack(philox(seed, group, group >> 32, step, 0, rounds=7))
-    word = np.take_along_axis(words, (position >> 1 & 3)[np.newaxis], axis=0)[0]
-    random = word >> (16 * (position & 1)).astype(np.uint32) & np.uint32(0xFFFF)
     finite = np.isfinite(single)
     bits = np.where(finite, single, 0).astype(np.float32).view(np.uint32)
-    rounded = ((bits + random) & np.uint32(0xFFFF0000)).view(np.float32)
+    rounded = ((bits + random_bits(seed, step, index)) & np.uint32(0xFFFF0000)).view(np.float32)
     return np.where(finite, rounded, single).astype(np.float64)

@@ -208,8 +208,7 @@ class Optimizer:
             raise ValueError(f"parameter {name!r}: {error}") from None
         known = self._entries.get(name)
         if known is None:
-            origin = (zlib.crc32(name.encode()) & 0x7FFFFFFF) << 32
-            return Entry(name, param, group=int(self.use_fallback(name)), scale=scale, origin=origin)
+            return Entry(name, param, group=int(self.use_fallback(name)), scale=scale, origin=origin(name))
         old = known.param
         if old.shape != param.shape:
             raise ValueError(
@@ -260,6 +259,11 @@ class HessianOptimizer(Optimizer):
         tensor = self._arrays.tensor(name, "estimate", estimate, entry.param.shape)
         check_grad(name, entry.param, tensor, "estimate")
         self._engine.update_hessian(Batch([entry], [tensor], [self._states[name]], [self._settings]))
+
+
+def origin(name: str) -> int:
+    """Where a parameter's elements are counted from among all elements, for the bits of stochastic rounding."""
+    return (zlib.crc32(name.encode()) & 0x7FFFFFFF) << 32
 
 
 @functools.cache

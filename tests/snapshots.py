@@ -71,7 +71,7 @@ def assert_close_states(actual: Mapping[Any, Any], expected: Mapping[Any, Any], 
     assert actual.keys() == expected.keys()
     scales: dict[Any, float] = {}
     for key, value in expected.items():
-        if isinstance(value, (torch.Tensor, np.ndarray)) and np.size(value):
+        if isinstance(value, (torch.Tensor, np.ndarray)) and torch.as_tensor(value).numel():
             kind = slot_of(key)
             scales[kind] = max(scales.get(kind, 0.0), torch.as_tensor(value).detach().abs().max().item())
     for key, value in expected.items():

@@ -49,7 +49,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
         "finally: print('LOADED', {'torch', 'triton', 'matplotlib', 'cupy'} & set(sys.modules))"
     )
     assert done.returncode == 0, done.stderr
-    for command in ("train", "doctor", "kernels"):
+    for command in ("train", "doctor", "kernels", "parity", "bench"):
         assert command in done.stdout
     assert "LOADED set()" in done.stdout
 

@@ -25,8 +25,9 @@ Routine = Callable[..., torch.Tensor]
 class MatrixBucket:
     """Matrices of one param group under one routine.
 
-    The state of all matrices of a shape is one tensor, and a parameter's slots are views of it. Beyond it a step takes
-    the gradients of at most WORKSPACE_ELEMENTS elements (or one matrix) in float32, and what the routine needs for them.
+    The state of all matrices of a shape is one tensor, and a parameter's slots are views of it. Beyond it a step takes,
+    for its duration, the gradients of at most WORKSPACE_ELEMENTS elements (or one matrix) in float32, and what the
+    routine needs for them.
 
     Args:
         key: device, rule, codecs and param group.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..reference.formats import FORMATS, philox
+from ..reference.formats import FORMATS, random_bits
 from .cases import Array
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -40,19 +40,10 @@ def stochastic(found: Array, seed: int, step: int, index: Index) -> Interval:
     The bits of a number are added to 16 random ones r, and the low 16 cleared: y comes of y − r to y − r + 2¹⁶ − 1.
     """
     stored = np.abs(found).astype(np.float32).view(np.uint32).astype(np.int64)
-    first = stored - random_bits(seed, step, index)
+    first = stored - random_bits(seed, step, index).astype(np.int64)
     ends = (np.maximum(first, 0), first + 0xFFFF)
     least, most = (bits.astype(np.uint32).view(np.float32).astype(np.float64) for bits in ends)
     return nearest(least, "float32")[0], nearest(most, "float32")[1]
-
-
-def random_bits(seed: int, step: int, index: Index) -> Index:
-    """The 16 bits that `stochastic_bfloat16` adds to each element."""
-    group = index >> 3
-    words = np.stack(philox(seed, group, group >> 32, step, 0, rounds=7))
-    word = np.take_along_axis(words, (index >> 1 & 3)[np.newaxis], axis=0)[0]
-    half: Index = word.astype(np.int64) >> 16 * (index & 1)
-    return half & 0xFFFF
 
 
 def _spacing(magnitude: Array, dtype: str) -> Array:

@@ -12,6 +12,7 @@ import rlx_gpu
 
 from .. import launch, reference
 from ..checks import runs_kernels
+from ..optimizer import origin
 from ..state import DTYPE_NAMES, STEP
 from .cases import Array, Case, gradient, normal, places, tensor_of
 from .formats import Interval, distance, nearest, stochastic
@@ -95,7 +96,7 @@ class Trial:
         if slot != "param":
             return nearest(found, DTYPE_NAMES[kept.dtype] if isinstance(kept, torch.Tensor) else "float64")
         if self.storage.rounding == "stochastic":
-            index = self.kernels._entries[name].origin + places(self.params[name])
+            index = origin(name) + places(self.params[name])
             return stochastic(found, SEED, self.t, index)
         return nearest(found, self.storage.param)
 

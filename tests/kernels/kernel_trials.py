@@ -172,7 +172,7 @@ def expected_launches(specs: Sequence[Any]) -> list[tuple[str, Any]]:
         else:
             rules = (spec.square, spec.accumulate, spec.direction, spec.update)
             wanted += [("factored_sums_kernel", rules), ("factored_moments_kernel", rules)]
-            wanted += [("factored_row_mean_kernel", None), ("factored_step_kernel", rules)]
+            wanted += [("finish_sums_kernel", None), ("factored_step_kernel", rules)]
             wanted += [("finish_sums_kernel", None), ("factored_step_kernel", rules)]
     return wanted
 

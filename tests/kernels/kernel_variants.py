@@ -17,8 +17,13 @@ from rlx_gpu.table import TABLE, Algorithm
 # Shared by all that take them, so that two optimizers differ by their rule alone. A large lr makes the update nearly as
 # large as the parameter; a short memory of the second moment takes RAdam past its first branch and makes AMSGrad's
 # maximum matter.
-# Of the matrix optimizers these tests see the fallback; tests/matrix has the rest.
-COMMON = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.95), "matrix": False}
+COMMON = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.9, 0.95)}
+# Those of matrices are tested in tests/matrix, their fallbacks too.
+ALGORITHMS = {
+    name: algorithm
+    for name, algorithm in TABLE.items()
+    if "matrix" not in {hyper.name for hyper in algorithm.hyperparameters}
+}
 
 EXTRA: dict[str, dict[str, dict[str, Any]]] = {
     "SGD": {
@@ -63,12 +68,12 @@ def _variants(algorithm: Algorithm) -> list[Variant]:
     common = {key: value for key, value in COMMON.items() if key in declared}
     given = {"plain": {}, **EXTRA.get(algorithm.name, {})}
     for hyper in declared.values():
-        if hyper.kind == "bool" and hyper.name not in {*given, *COMMON}:
+        if hyper.kind == "bool" and hyper.name not in given:
             given[hyper.name] = {hyper.name: not hyper.default}
     return [Variant(algorithm.name, label, {**common, **hyper}) for label, hyper in given.items()]
 
 
-VARIANTS = [variant for algorithm in TABLE.values() for variant in _variants(algorithm)]
+VARIANTS = [variant for algorithm in ALGORITHMS.values() for variant in _variants(algorithm)]
 
 
 def variant(text: str) -> Variant:
