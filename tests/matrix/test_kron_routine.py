@@ -8,6 +8,7 @@ import torch
 from kron_batch import TOLERANCE, Batch, error
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rlx_gpu import launch
 from rlx_gpu.matrix import kron, products
 
 CHECKED = (1, 2, 20)
@@ -55,10 +56,14 @@ def test_parameters_and_slots_agree_with_the_reference(case):
 @pytest.mark.parametrize("shape", [(20, 20), (9, 24)], ids=str)
 def test_products_by_the_kernels(shape, monkeypatch):
     monkeypatch.undo()
-    batch = Batch(2, shape)
+    monkeypatch.setattr(products, "SPLIT_SIDE", 0)
+    monkeypatch.setattr(products, "SPLIT_WORK", 0)
+    batch, before = Batch(2, shape), launch.launches.copy()
     for _ in range(2):
         batch.step(batch.gradients())
     batch.check()
+    made = launch.launches - before
+    assert made["symmetric_product_kernel"] > 0 and made["split_kernel"] > 0
 
 
 def test_another_rate_of_the_factors_fails_the_check():
