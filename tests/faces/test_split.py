@@ -31,10 +31,8 @@ def test_a_module_tells_embeddings_and_heads_by_kind():
     hidden, rest = rlx_gpu.split_parameters(Model())
     assert names(hidden) == ["inner.weight", "down.weight", "filters.weight"]
     assert rest["matrix"] is False
-    assert names(rest) == ["symbols.weight", "inner.bias", "norm.weight", "norm.bias", "filters.bias"] + [
-        "last.weight",
-        "last.bias",
-    ]
+    outer = ["symbols.weight", "inner.bias", "norm.weight", "norm.bias", "filters.bias", "last.weight", "last.bias"]
+    assert names(rest) == outer
 
 
 def test_a_tied_head_is_an_embedding():
