@@ -105,11 +105,12 @@ def newton_schulz(shape: Shape, device: str, effort: Effort, case: dict[str, Any
 
     x = torch.randn(shape, device=device, dtype=torch.bfloat16)
     triples = baselines.TRIPLES
-    tall = shape[1] > shape[2]
 
     def in_form(form: str) -> Any:
-        batch = routines.normalize_(x.float(), baselines.EPS).bfloat16()
-        return routines.FORMS[form](batch.mT if tall else batch, triples)
+        batch = routines.normalized(x, baselines.EPS, x.dtype)
+        start = routines.oriented(batch)
+        found = routines.FORMS[form](start, triples)
+        return found if start is batch else found.mT
 
     def one_by_one() -> None:
         for matrix in x:
@@ -123,7 +124,7 @@ def newton_schulz(shape: Shape, device: str, effort: Effort, case: dict[str, Any
     for form in routines.FORMS:
         if form != "gram" or max(shape[1:]) >= 2 * min(shape[1:]):
             found = in_form(form)[-1]
-            off = error(found.mT if tall else found, wanted)
+            off = error(found, wanted)
             if off <= ITERATION_ERROR:
                 steps[f"{OURS}, {form}"] = partial(in_form, form)
             else:  # ours does not choose it here, or the check above had failed

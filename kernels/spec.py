@@ -59,8 +59,9 @@ class FactoredSpec:
     Args:
         name: unique among all rules.
         square: `(grad, hyper)`: the entry whose row and column means are tracked.
-        accumulate: `(variance, mean_square, hyper)`: the new row or column variance.
-        direction: `(grad, row_var, col_var, row_mean, hyper)`: the update before clipping; the vectors broadcast.
+        accumulate: `(variance, mean_square, hyper)`: the new row or column variance, and its factor in the direction.
+        direction: `(grad, row_factor, col_factor, row_mean, hyper)`: the update before clipping, of factors that
+            broadcast and the mean of `row_var`.
         update: `(param, direction, direction_sq, param_sq, numel, hyper)`: the new parameter, from the sums of squares.
         scalars, counters: as in `RuleSpec`.
     """

@@ -1,4 +1,4 @@
-"""Symmetric products of batches of matrices, αXXᵀ + βC: the lower triangle is computed, and mirrored."""
+"""Symmetric products of batches of matrices, αXYᵀ + βC: the lower triangle is computed, and mirrored."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def _grouped_triangle(index, tiles, GROUP: tl.constexpr):
 )  # fmt: skip
 def symmetric_product_kernel(
     x_ptr,
+    y_ptr,
     c_ptr,
     out_ptr,
     rows,
@@ -60,13 +61,14 @@ def symmetric_product_kernel(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """One tile of αXXᵀ + βC and its mirror image; X [B, rows, inner], C and out [B, rows, rows], C symmetric.
+    """One tile of αXYᵀ + βC and its mirror image; X, Y [B, rows, inner], XYᵀ, C and out [B, rows, rows], symmetric.
 
     A program a tile of the lower triangle of each matrix. `out` may be C: a tile reads the part of C below the diagonal
     that it alone writes. The result is symmetric to the last bit.
 
     Args:
-        UNIT: which stride of X is 1, "rows" or "cols", all others and the sizes being multiples of 8; or "none".
+        x_batch, x_row, x_col: strides of X and of Y.
+        UNIT: which of them is 1, "rows" or "cols", all others and the sizes being multiples of 8; or "none".
         WHOLE: `rows` is a multiple of BLOCK, and `inner` of DEPTH.
     """
     HINT: tl.constexpr = UNIT != "none"
@@ -78,22 +80,23 @@ def symmetric_product_kernel(
     inner = hinted(inner, HINT)
     x_row = stride(x_row, UNIT == "rows", HINT)
     x_col = stride(x_col, UNIT == "cols", HINT)
-    x_ptr += batch * stride(x_batch, False, HINT)
+    x_start = batch * stride(x_batch, False, HINT)
     i, j = tile_lanes(tile_row, BLOCK), tile_lanes(tile_col, BLOCK)
     x_i, x_j = wrapped(i, rows, WHOLE), wrapped(j, rows, WHOLE)
-    value = alpha * tile_product(x_ptr, x_row, x_col, x_ptr, x_col, x_row, x_i, x_j, inner, BLOCK, DEPTH, WHOLE)
+    sums = tile_product(x_ptr + x_start, y_ptr + x_start, x_row, x_col, x_i, x_j, inner, BLOCK, DEPTH, WHOLE)
+    value = alpha * sums
     mask = None if WHOLE else (i < rows)[:, None] & (j < rows)[None, :]
     if HAS_C:
         c_ptr += batch * stride(c_batch, False, HINT)
         places = i[:, None] * stride(c_row, False, HINT) + j[None, :]
         value += beta * tl.load(c_ptr + places, mask=mask).to(tl.float32)
     value = value.to(out_ptr.dtype.element_ty)
-    mirror = tl.trans(value)
     out_ptr += batch * stride(out_batch, False, HINT)
     out_row = stride(out_row, False, HINT)
-    if tile_row == tile_col:  # TF32's three products are not summed in the same order on both sides of the diagonal
-        value = tl.where(i[:, None] >= j[None, :], value, mirror)
+    # Transposed in each branch by itself, lest both tiles lie in registers at once.
+    if tile_row == tile_col:  # the two sides of the diagonal were not summed in the same order
+        value = tl.where(i[:, None] >= j[None, :], value, tl.trans(value))
     else:
         mirrored = None if WHOLE else (j < rows)[:, None] & (i < rows)[None, :]
-        tl.store(out_ptr + (j[:, None] * out_row + i[None, :]), mirror, mask=mirrored)
+        tl.store(out_ptr + (j[:, None] * out_row + i[None, :]), tl.trans(value), mask=mirrored)
     tl.store(out_ptr + (i[:, None] * out_row + j[None, :]), value, mask=mask)

@@ -123,9 +123,8 @@ def _factored_launches(spec: Any, optimizer: str, dtype: str, scalars: int) -> I
     tile = (factored.TILE_ROWS, factored.TILE_COLS)
     parts = Block((factored.PART_ROWS, tile[1]), (1, tile[1]), repeats=tile[0] // factored.PART_ROWS)
     kernels = {
-        "sums": (factored.factored_sums_kernel, Block(tile, tile)),
+        "sums": (factored.factored_sums_kernel, Block(tile, (factored.PART_ROWS, tile[1]))),
         "moments": (factored.factored_moments_kernel, None),
-        "row_mean": (factored.factored_row_mean_kernel, None),
         "norms": (factored.factored_step_kernel, parts),
         "update": (factored.factored_step_kernel, parts),
     }
@@ -151,30 +150,24 @@ def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
 
 
 def _matrix_variants(storages: Sequence[str], capability: int) -> Iterator[Variant]:
-    """The matrix kernels by tile size and layout, with masks and a term to add: the variants that need most registers.
-
-    The launches differ in no other way than leaving these out.
-    """
-    from .kernels import householder, matmul, symmetric
+    """The matrix kernels by tile size and layout, with masks; other launches leave these out."""
+    from .kernels import householder, split, symmetric
     from .kernels.tiles import tilings
 
     for dtype, (element, size) in ELEMENTS.items():
         if dtype not in storages:
             continue
-        arguments = {**dict.fromkeys(("x_ptr", "c_ptr", "out_ptr"), element), "alpha": "fp32", "beta": "fp32"}
+        arguments = {**dict.fromkeys(("x_ptr", "y_ptr", "c_ptr", "out_ptr"), element), "alpha": "fp32", "beta": "fp32"}
+        units = ("cols",) if dtype == "float32" else ("cols", "rows")
         tiles = tilings(size, capability)
-        for tiling, unit in dict.fromkeys([*product(tiles[:2], ("cols", "rows")), (tiles.unaligned, "none")]):
-            name = f"symmetric_product/{tiling.block}_{unit}"
-            constants: dict[str, Any] = {"HAS_C": True, "UNIT": unit, "WHOLE": False, **tiling.constants}
+        cuts = dict.fromkeys([*product((tiles.large, tiles.small), units), (tiles.unaligned, "none")])
+        for (tiling, unit), with_c in product(cuts, (False, True)):
+            name = f"symmetric_product/{tiling.block}_{unit}{'_c' if with_c else ''}"
+            constants: dict[str, Any] = {"HAS_C": with_c, "UNIT": unit, "WHOLE": False, **tiling.constants}
             kernel = symmetric.symmetric_product_kernel
             yield Variant(name, "matrix", None, dtype, kernel, constants, None, arguments, tiling.options)
     if "float32" in storages:
-        tiles = tilings(4, capability)
-        layouts = product(tiles[:2], (("cols", "cols"), ("rows", "cols")))
-        for tiling, units in dict.fromkeys([*layouts, (tiles.unaligned, ("none", "none"))]):
-            name = f"matmul/{tiling.block}_{'_'.join(units)}"
-            constants = {"A_UNIT": units[0], "B_UNIT": units[1], "WHOLE": False, **tiling.constants}
-            yield Variant(name, "matrix", None, "float32", matmul.matmul_kernel, constants, options=tiling.options)
+        yield Variant("split", "matrix", None, "float32", split.split_kernel, {"BLOCK": split.BLOCK})
         kernel, options = householder.householder_kernel, householder.LAUNCH_OPTIONS
         constants, arguments = dict(householder.CONSTANTS), {"failed_ptr": "*i32"}
         yield Variant("householder", "matrix", None, "float32", kernel, constants, None, arguments, options)

@@ -13,12 +13,18 @@ import torch
 
 from . import tables
 from .batch import Entry, Settings
+from .checks import interpreted
 from .cohorts import Clock
 from .kernels import elementwise, factored, reductions
 from .kernels.arithmetic import LAUNCH_OPTIONS
 from .kernels.codecs import ALIGNMENT, CODECS, Codec
 from .kernels.spec import FactoredSpec, MatrixSpec, RuleSpec
 from .state import DTYPE_NAMES, State
+
+if interpreted():
+    from .interpreter import repair
+
+    repair()
 
 launches: Counter[str] = Counter()  # kernel launches by name since the process began
 
@@ -145,15 +151,16 @@ class FactoredBucket:
         programs, ranges = tables.tiles(self.rows, self.cols, factored.TILE_ROWS, factored.TILE_COLS)
         vector_blocks = tables.vectors(self.rows, self.cols, factored.VECTOR_BLOCK)
         self.programs, self.vector_programs = len(programs), len(vector_blocks)
-        self.tiles, self.vectors, self.ranges = (
-            tables.upload(array, key.device) for array in (programs, vector_blocks, ranges)
+        row_ranges = tables.blocks(self.rows, factored.VECTOR_BLOCK)[1]  # of the programs that step row vectors
+        self.tiles, self.vectors, self.ranges, self.row_ranges = (
+            tables.upload(array, key.device) for array in (programs, vector_blocks, ranges, row_ranges)
         )
         row_partials = self.rows * -(-self.cols // factored.TILE_COLS)
         col_partials = self.cols * -(-self.rows // factored.TILE_ROWS)
         ends = np.cumsum(np.concatenate([row_partials, col_partials]))
         self.partial_starts = np.concatenate([[0], ends[:-1]]).reshape(2, -1)
-        workspace = (int(ends[-1]), (self.programs, 2), (len(params), 2), len(params))
-        self.workspace, self.partials, self.sums, self.means = (
+        workspace = (int(ends[-1]), (self.vector_programs, 1), (len(params), 1), (self.programs, 2), (len(params), 2))
+        self.workspace, self.vector_sums, self.row_sums, self.partials, self.sums = (
             torch.empty(shape, dtype=torch.float32, device=key.device) for shape in workspace
         )
 
@@ -166,25 +173,17 @@ class FactoredBucket:
         self.table = tables.upload(table, self.key.device)
 
     def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock | None = None) -> None:
-        """Tile sums, moments, row means, norms, update."""
-        scalars = hypers.shape[1] - tables.KEY_WORDS
-        constants = factored.constants(self.spec, self.key.codecs, scalars)
-        tile_pointers = (self.table, self.tiles, hypers, control)
-        vector_pointers = (self.table, self.vectors, hypers, control)
-        launch(factored.factored_sums_kernel, self.programs, *tile_pointers, self.workspace, **constants["sums"])
-        launch(
-            factored.factored_moments_kernel,
-            self.vector_programs,
-            *vector_pointers,
-            self.workspace,
-            **constants["moments"],
-        )
-        matrices = len(self.means)
-        launch(factored.factored_row_mean_kernel, matrices, self.table, control, self.means, **constants["row_mean"])
+        """Tile sums, moments, the sum of `row_var`, norms, update."""
+        constants = factored.constants(self.spec, self.key.codecs, hypers.shape[1] - tables.KEY_WORDS)
+        tiles = (self.table, self.tiles, hypers, control, self.workspace)
+        vectors = (self.table, self.vectors, hypers, control, self.workspace, self.vector_sums)
+        launch(factored.factored_sums_kernel, self.programs, *tiles, **constants["sums"])
+        launch(factored.factored_moments_kernel, self.vector_programs, *vectors, **constants["moments"])
+        finish_sums(self.vector_sums, self.row_ranges, self.row_sums)
         step_kernel = factored.factored_step_kernel
-        launch(step_kernel, self.programs, *tile_pointers, self.means, self.partials, **constants["norms"])
+        launch(step_kernel, self.programs, *tiles, self.row_sums, self.partials, **constants["norms"])
         finish_sums(self.partials, self.ranges, self.sums)
-        launch(step_kernel, self.programs, *tile_pointers, self.means, self.sums, **constants["update"])
+        launch(step_kernel, self.programs, *tiles, self.row_sums, self.sums, **constants["update"])
 
 
 def make_bucket(key: BucketKey, members: Sequence[Member]) -> Bucket:

@@ -24,9 +24,16 @@ def accumulate(variance, mean_square, hyper):
 
 
 @triton.jit
-def factored_direction(grad, row_var, col_var, row_mean, hyper):
-    """u = g/√V with V = R Cᵀ/mean(R); each root on its own, since R·C underflows at eps1 = 1e-30."""
-    return grad * (square_root(divide(row_mean, row_var)) * divide(1.0, square_root(col_var)))
+def factored_accumulate(variance, mean_square, hyper):
+    """R (or C) as above, and 1/√R: each root on its own, since R·C underflows at eps1 = 1e-30."""
+    new_variance = accumulate(variance, mean_square, hyper)
+    return new_variance, divide(1.0, square_root(new_variance))
+
+
+@triton.jit
+def factored_direction(grad, row_factor, col_factor, row_mean, hyper):
+    """u = g/√V with V = R Cᵀ/mean(R)."""
+    return grad * (square_root(row_mean) * row_factor * col_factor)
 
 
 @triton.jit
@@ -45,7 +52,8 @@ def update(param, direction, direction_sq, param_sq, numel, hyper):
     divisor = tl.where(excess <= 1.0, 1.0, excess)
     relative = relative_lr * tl.where(param_rms <= eps2, eps2, param_rms)
     alpha = tl.where(relative_lr == 0.0, lr, relative)
-    return param - alpha * (divide(direction, divisor) + weight_decay * param)
+    # One division instead of one an element.
+    return param - alpha * (direction * divide(1.0, divisor) + weight_decay * param)
 
 
 @triton.jit
@@ -78,7 +86,7 @@ VARIANCE = RuleSpec(
     (Pass(variance_rule, ("variance",), sums=2), Pass(variance_update_rule, ("param",))),
     scalars,
 )
-FACTORED = FactoredSpec("adafactor", square, accumulate, factored_direction, update, scalars)
+FACTORED = FactoredSpec("adafactor", square, factored_accumulate, factored_direction, update, scalars)
 SPECS = (FACTORED, VARIANCE)
 
 

@@ -17,7 +17,7 @@ from ..kernels.rules.muon import MOMENTUM, NESTEROV
 from ..launch import BucketKey, ElementwiseBucket, Member
 from ..reference.newton_schulz import Triple, schedule
 from .blocks import Block, blocks
-from .newton_schulz import orthogonalize_
+from .newton_schulz import oriented, orthogonalize_
 
 PADDING = 8  # elements: every matrix of the workspace begins on a 128-bit boundary in any format
 
@@ -44,10 +44,9 @@ class Shelf:
         return -(-math.prod(self.memory) // PADDING) * PADDING
 
     def wide(self, workspace: torch.Tensor) -> torch.Tensor:
-        """The batch [count, m, n] with m ≤ n; of tall matrices the transposed view."""
+        """The batch [count, m, n] with m ≤ n, as `oriented`."""
         rows, cols = self.memory
-        batch = workspace.as_strided((self.count, rows, cols), (self.stride, cols, 1), self.start)
-        return batch.mT if rows > cols else batch
+        return oriented(workspace.as_strided((self.count, rows, cols), (self.stride, cols, 1), self.start))
 
 
 class MuonBucket:

@@ -15,43 +15,41 @@ import torch
 from ..checks import runs_kernels
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
 from ..state import is_dense
-from .products import full_float32, symmetric_product
+from .products import faster_side, full_float32, symmetric_product
 
 Triples = Sequence[Triple]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_ELEMENTS = 2**27  # of one chunk of a batch: bounds the buffers
-RUN = 2  # the Gram form's steps between two returns to X
 
 
 class Crossover(NamedTuple):
-    """Where a form begins to win, on a GPU.
+    """Where a form begins to win, on a GPU that the batch fills.
 
-    Five steps on m × n take 20m²n + 10m³ (plain), 15m²n + 5m³ (symmetric) and 9m²n + 17m³ (Gram, whose products of two
-    different factors are general ones) operations. Gram's are the fewest from n = 2m on; its smaller products and its
-    additional rounding want a margin, and float32, asked for its accuracy, is spared them. The symmetric product
-    computes half the tiles, and wins where that half still fills the GPU.
+    Five steps on m × n take 20m²n + 10m³ (plain), 15m²n + 5m³ (symmetric), 6m²n + 14m³ (Gram in two runs) and
+    9m²n + 11m³ (Gram in three) operations: Gram's are the fewest from n = 2m on, where it also finds room for its
+    buffers. Float32, asked for its accuracy, is spared its additional rounding.
     """
 
     rows: int  # least m for the symmetric form
-    area: int  # least m² over the whole batch for the symmetric form
-    gram: float  # least n/m for the Gram form
+    area: int  # least m² over the whole batch for the symmetric and the Gram form
+    gram: float  # least n/m for the Gram form, at least 2
 
 
 CROSSOVERS = {
-    torch.float16: Crossover(rows=1024, area=1024**2, gram=4.0),
-    torch.bfloat16: Crossover(rows=1024, area=1024**2, gram=4.0),
+    torch.float16: Crossover(rows=1024, area=1024**2, gram=2.0),
+    torch.bfloat16: Crossover(rows=1024, area=1024**2, gram=2.0),
     torch.float32: Crossover(rows=512, area=1024**2, gram=math.inf),
 }
 
 
 def form(m: int, n: int, batch: int, dtype: torch.dtype, device: torch.device, triples: Triples) -> str:
     """Which form iterates matrices of m × n, m ≤ n, with these coefficients: "plain", "symmetric" or "gram"."""
-    if not runs_kernels(device):
-        return "plain"
     crossover = CROSSOVERS[dtype]
-    if n >= crossover.gram * m and tolerant(tuple(triples), torch.finfo(dtype).eps / 2):
+    if not runs_kernels(device) or batch * m * m < crossover.area:
+        return "plain"
+    if n >= crossover.gram * m and tolerant(tuple(triples), _rounding(dtype)):
         return "gram"
-    return "symmetric" if m >= crossover.rows and batch * m * m >= crossover.area else "plain"
+    return "symmetric" if m >= crossover.rows else "plain"
 
 
 @functools.cache
@@ -61,15 +59,53 @@ def tolerant(triples: tuple[Triple, ...], error: float) -> bool:
     Rounding Q in the Gram form scales whole rows of X, and so its singular values; "cans", whose polynomials end where
     they begin to grow without bound, diverges in bfloat16.
     """
+    return _bounds(triples, error)[-1] <= 2.0 * _bounds(triples, 0.0)[-1]
 
-    def largest(error: float) -> float:
-        bound = 1.0
-        for a, b, c in triples:
-            x = bound * np.linspace(0.0, 1.0, 1001)
-            bound = min((1.0 + error) * float(np.abs(a * x + b * x**3 + c * x**5).max()), 1e30)
-        return bound
 
-    return largest(error) <= 2.0 * largest(0.0)
+@functools.cache
+def runs(triples: tuple[Triple, ...], error: float) -> tuple[int, ...]:
+    """How many steps the Gram form takes before each return to X: two, of an odd number the last run three if it can.
+
+    Rounding leaves R with eigenvalues of about −½ error ‖R‖, which each step multiplies by a², 12 and more, and Q by
+    the more the further they are from 0. Three steps are tolerated if Q's factor at most doubles by it: at five steps
+    in float16, and for "keller" and "quintic" in bfloat16. Over a dozen spectra such a run made singular values of
+    nought up to 1.7, beside the largest of 1.2, and errors three times the plain form's; where it is refused, with
+    "polar_express" in bfloat16, 5.5. No step may follow, which could throw these out of range; and the first run, which
+    small singular values enter as they were given, is kept at two.
+    """
+    pairs, odd = divmod(len(triples), 2)
+    if not odd:
+        return (2,) * pairs
+    noise = -0.5 * error * _bounds(triples, error)[max(0, len(triples) - 3)] ** 2
+    r, factor, exact = noise, 1.0, 1.0
+    for a, b, c in triples[-3:]:
+        step = a + b * r + c * r * r
+        r, factor, exact = r * step * step + noise, factor * step, exact * a
+    if pairs >= 2 and abs(factor) <= 2.0 * abs(exact):
+        return (*(2,) * (pairs - 1), 3)
+    return (*(2,) * pairs, 1)
+
+
+def _bounds(triples: Triples, error: float) -> list[float]:
+    """The largest singular value before each step and after the last, from [0, 1], with a relative error a step."""
+    bounds = [1.0]
+    for a, b, c in triples:
+        x = bounds[-1] * np.linspace(0.0, 1.0, 1001)
+        bounds.append(min((1.0 + error) * float(np.abs(a * x + b * x**3 + c * x**5).max()), 1e30))
+    return bounds
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """The largest relative error of one rounding."""
+    return torch.finfo(dtype).eps / 2.0
+
+
+def oriented(x: torch.Tensor) -> torch.Tensor:
+    """Matrices [..., m, n] or their transposed view: m ≤ n, square ones as products read them faster."""
+    rows, cols = x.shape[-2:]
+    if rows == cols:
+        return faster_side(x)
+    return x.mT if rows > cols else x
 
 
 def newton_schulz(
@@ -89,8 +125,8 @@ def newton_schulz(
     the result this takes the memory of one more x in float32 and of two m × m per matrix, m its shorter side.
 
     Args:
-        x: float16, bfloat16 or float32 [..., m, n]; left as it is. A tall matrix is iterated through its transposed
-            view.
+        x: float16, bfloat16 or float32 [..., m, n]; left as it is. A tall matrix, and a square one in 16 bits, is
+            iterated through its transposed view.
         steps: in [1, 100].
         coefficients: "keller", "quintic", "polar_express", "cans", or a list of triples (a, b, c); its last goes on.
             "cans" leaves no room for bfloat16's rounding and can diverge in it.
@@ -110,18 +146,20 @@ def newton_schulz(
     triples, eps = schedule(coefficients, steps), EPS.check(eps)
     if x.numel() == 0:
         return x.clone()
-    matrices = normalize_(x.detach().reshape(-1, *x.shape[-2:]).to(torch.float32, copy=True), eps).to(dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    result = orthogonalize_(matrices.mT if tall else matrices, triples)
-    return (result.mT if tall else result).to(x.dtype).reshape(x.shape)
+    matrices = normalized(x.detach().reshape(-1, *x.shape[-2:]), eps, dtype)
+    start = oriented(matrices)
+    result = orthogonalize_(start, triples)
+    return (result if start is matrices else result.mT).to(x.dtype).reshape(x.shape)
 
 
-def normalize_(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """x/(‖x‖ + eps), eps > 0, of each matrix of a float32 [B, m, n], in place."""
-    peak = torch.linalg.vector_norm(x, float("inf"), dim=(-2, -1), keepdim=True)
+def normalized(x: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
+    """x/(‖x‖ + eps), eps > 0, of each matrix of [B, m, n], in new memory: two norms, two quotients."""
+    size = partial(torch.linalg.vector_norm, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    peak = size(x, math.inf)
     peak = torch.where(peak == 0.0, 1.0, peak)
-    x.div_(peak)
-    return x.div_(torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + eps / peak)
+    scaled = x / peak  # float32, as the peak
+    result = scaled if dtype == torch.float32 else torch.empty_like(scaled, dtype=dtype)
+    return torch.div(scaled, size(scaled) + eps / peak, out=result)
 
 
 def orthogonalize_(x: torch.Tensor, triples: Triples) -> torch.Tensor:
@@ -167,25 +205,26 @@ def _general_product(
 
 
 def _gram(x: torch.Tensor, triples: Triples) -> torch.Tensor:
-    """The iteration on R = XXᵀ, n ≥ 2m, which only now and then returns to X.
+    """The iteration on R = XXᵀ, n ≥ 2m, which returns to X after each of `runs` only.
 
-        R = XXᵀ, Q = I;  each step: Z = bR + cR², Q ← QZ + aQ, P = RZ + aR, R ← ZP + aP;  after RUN steps: X ← QX
+        R = XXᵀ, Q = I;  each step: Z = bR + cR², Q ← QZ + aQ, P = RZ + aR, R ← ZP + aP;  at the end: X ← QX
 
-    Rounding leaves R with eigenvalues slightly below 0, which each step multiplies by a², 12 and more: in runs of three
-    steps bfloat16 can diverge. In runs of two its error is up to four times the
-    plain form's.
+    All but X are polynomials in one symmetric matrix, and so is every product of two of them. In runs of two the error
+    in 16 bits is up to four times the plain form's.
     """
     x = x if is_dense(x) else x.contiguous()
     batch, m, _ = x.shape
     spare = torch.empty_like(x)
     square = (batch, m, m)
     r, q = x.new_empty((2, *square))
-    for start in range(0, len(triples), RUN):
+    start = 0
+    for length in runs(tuple(triples), _rounding(x.dtype)):
         # Until X ← QX, the buffer it goes to is idle: room for two squares.
         z, t = spare.as_strided((2, *square), (batch * m * m, m * m, m, 1))
         symmetric_product(x, out=r)
-        torch.bmm(_run(triples[start : start + RUN], r, q, z, t), x, out=spare)
+        torch.bmm(_run(triples[start : start + length], r, q, z, t), x, out=spare)
         x, spare = spare, x
+        start += length
     return x
 
 
@@ -198,11 +237,11 @@ def _run(triples: Triples, r: torch.Tensor, q: torch.Tensor, z: torch.Tensor, t:
             q.copy_(z).diagonal(dim1=-2, dim2=-1).add_(a)
         else:
             target = r if last else t
-            torch.baddbmm(q, q, z, beta=a, out=target)
+            symmetric_product(q, z, out=target, beta=a, c=q)
             q, t = target, q
         if not last:
-            torch.baddbmm(r, r, z, beta=a, out=t)
-            torch.baddbmm(t, z, t, beta=a, out=r)
+            symmetric_product(r, z, out=t, beta=a, c=r)
+            symmetric_product(t, z, out=r, beta=a, c=t)
     return q
 
 

@@ -6,13 +6,16 @@ import warnings
 
 import torch
 
+from .cholesky import whiten
 from .products import householder_, matmul, symmetric_product
 
 EPSILON = torch.finfo(torch.float32).eps
 DAMPING = 4 * EPSILON  # of ‖L‖: see `orthogonal_iteration`
-SHIFT = 8 * EPSILON  # of ‖S‖²: more than the rounding of SᵀS, of which no eigenvalue must come out negative
-PASSES = 4
-MOST_DEVIATION = 16 * EPSILON  # of an entry of QᵀQ from the identity's; rounding of a good Q leaves a few EPSILON
+SHIFT = 8 * EPSILON  # of ‖SᵀS‖: more than its rounding, of which no eigenvalue must come out negative
+PASSES = 3
+# Of an entry of QᵀQ from the identity's. Rounding of a good Q leaves a few EPSILON, a failure leaves no digits; between
+# the two a basis is better kept than found anew by the slow fallback, since the next iteration straightens it.
+MOST_DEVIATION = 64 * EPSILON
 
 
 def eigenbasis(cov: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,7 @@ def orthogonal_iteration(cov: torch.Tensor, basis: torch.Tensor) -> torch.Tensor
     L of a gradient with few rows or many zeros has eigenvalues far below float32's rounding of LQ; the columns that
     belong to them would be noise, and perhaps dependent. L + δI has the same eigenvectors and δ = 4 ε‖L‖ for its
     smallest eigenvalue, a few times that noise: such columns stay where they were, and eigenvalues that float32 can
-    tell from zero hardly notice.
+    tell from zero hardly notice. The memory is that of `orthonormalize`.
 
     Args:
         cov: L, float32 [B, d, d], symmetric.
@@ -49,45 +52,55 @@ def orthogonal_iteration(cov: torch.Tensor, basis: torch.Tensor) -> torch.Tensor
     Returns:
         Q⁺, float32 [B, d, d]; Q where L is zero, NaN where L or Q is not finite.
     """
-    cov = _unit(cov)
-    damping = DAMPING * torch.linalg.vector_norm(cov, dim=(-2, -1), keepdim=True)
-    product = matmul(cov, basis).addcmul_(basis, torch.where(damping == 0.0, 1.0, damping))
-    return orthonormalize(product)
+    return orthonormalize(_damped_product(_unit(cov), basis))
 
 
 def orthonormalize(s: torch.Tensor) -> torch.Tensor:
     """Q of S = QR, R upper triangular with a positive diagonal; nothing waits for a GPU.
 
         S scaled to columns of norm 1, which changes R only
-        PASSES times: K = SᵀS + shift·I = RᵀR by Cholesky, S ← SR⁻¹; no shift in the last
+        PASSES times: K = SᵀS + shift·‖SᵀS‖I = RᵀR by Cholesky, S ← SR⁻¹; no shift in the last
 
-    Each shifted pass divides the condition number by up to 1/√shift, about 100, so that the last one meets columns that
-    are orthonormal but for rounding. Matrices too close to singular even for this (K not positive, or columns not
-    orthonormal at the end) are found on the device, and a Householder QR is run on those alone. That works through a
-    matrix in one program, hence one pass more than gradients need that change slowly.
+    The norm is Frobenius's, at most d and near √d where S is nearly orthonormal. Each shifted pass divides the
+    condition number by up to 1/√shift over the norm's root: by 100 for d = 500. So the last one meets a condition
+    number of ten or less, even where LQ has float32's worst and Q has nothing to do with L, and leaves rounding.
+    Matrices too close to singular even for this (K not positive, or columns not orthonormal at the end) are found on
+    the device, and a Householder QR is run on those alone. That works through a matrix in one program, hence one pass
+    more than gradients need that change slowly.
+
+    Beside S this takes four times its memory, and in large products what `matmul` takes for slices.
 
     Args:
-        s: float32 [B, d, d], entries of which neither the squares nor their sums overflow or vanish.
+        s: float32 [B, d, d], entries of which neither the squares nor their sums overflow or vanish; fastest with
+            contiguous columns.
+
+    Returns:
+        Q, float32 [B, d, d], contiguous.
 
     Source: Fukaya et al. 2020 (arXiv 1809.11085), shifted Cholesky QR.
     """
-    size = s.shape[-1]
     norms = torch.linalg.vector_norm(s, dim=-2, keepdim=True)
     s = s / torch.where(norms == 0.0, 1.0, norms)
-    rows = s.mT  # rows instead of columns: what `symmetric_product` and the triangular solver take without a copy
+    rows = s.mT  # rows instead of columns: what the products and the triangular solver take without a copy
     failed = torch.zeros(len(s), dtype=torch.bool, device=s.device)
     for remaining in reversed(range(PASSES)):
         product = symmetric_product(rows)
         if remaining:
-            product.diagonal(dim1=-2, dim2=-1).add_(SHIFT * size)  # ‖S‖² ≤ d
-        factor, info = torch.linalg.cholesky_ex(product)
-        failed |= info != 0
-        rows = torch.linalg.solve_triangular(factor, rows, upper=False)
+            shift = SHIFT * torch.linalg.vector_norm(product, dim=(-2, -1))
+            product.diagonal(dim1=-2, dim2=-1).add_(shift[:, None])
+        rows, not_positive = whiten(product, rows)
+        failed |= not_positive
     deviation = symmetric_product(rows)
     deviation.diagonal(dim1=-2, dim2=-1).sub_(1.0)
     failed |= ~(torch.linalg.vector_norm(deviation, float("inf"), dim=(-2, -1)) <= MOST_DEVIATION)
-    q = torch.where(failed[:, None, None], s, rows.mT).contiguous()
-    return householder_(q, failed.to(torch.int32))
+    q = torch.empty_like(s, memory_format=torch.contiguous_format)
+    return householder_(torch.where(failed[:, None, None], s, rows.mT, out=q), failed.to(torch.int32))
+
+
+def _damped_product(cov: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+    """(L + δI)Q, with contiguous columns."""
+    damping = DAMPING * torch.linalg.vector_norm(cov, dim=(-2, -1), keepdim=True)
+    return matmul(basis.mT, cov).addcmul_(basis.mT, torch.where(damping == 0.0, 1.0, damping)).mT
 
 
 def _unit(cov: torch.Tensor) -> torch.Tensor:
@@ -99,7 +112,7 @@ def _unit(cov: torch.Tensor) -> torch.Tensor:
 def _solve(cov: torch.Tensor) -> torch.Tensor:
     """Eigenvectors by ascending eigenvalue, by the first solver that does not fail."""
     wider = [(torch.float64, cov.device), (torch.float64, torch.device("cpu"))]
-    attempts = dict.fromkeys([(cov.dtype, cov.device), *wider])
+    attempts = [(cov.dtype, cov.device), *wider]
     label = f"torch.linalg.eigh of {len(cov)} matrices {cov.shape[-1]} x {cov.shape[-1]} failed"
     for dtype, device in attempts:
         try:

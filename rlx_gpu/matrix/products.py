@@ -1,57 +1,76 @@
 """Batched matrix products: symmetric ones at half the work, and float32 ones at float32's accuracy.
 
-Every function here chooses by one table between a Triton kernel and torch; without kernels, torch it is.
+Triton kernels take part where they are faster than cuBLAS alone; without kernels, torch does everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from math import ceil
-from typing import NamedTuple
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from ..checks import runs_kernels
 
-
-class Route(NamedTuple):
-    """From how many tiles of 128 × 128, over the whole batch, the kernel is faster than cuBLAS, and large tiles are."""
-
-    kernel: int
-    large: int
+# From where on three products in TF32, of operands split in two, are faster than one in float32.
+SPLIT_SIDE = 768  # of each of the three sizes
+SPLIT_WORK = 2**32  # multiply-adds of the whole batch
+MOST_WORK = 2**34  # multiply-adds of the matrices split at a time, if a single one has no more: bounds the memory
 
 
-# By operation and format. Below `kernel`, a multiprocessor has too few tiles to hide one's start behind another's end.
-ROUTES = {
-    ("symmetric_product", torch.bfloat16): Route(kernel=512, large=144),
-    ("symmetric_product", torch.float16): Route(kernel=512, large=144),
-    ("symmetric_product", torch.float32): Route(kernel=0, large=512),
-    ("matmul", torch.float32): Route(kernel=0, large=512),
-}
+def faster(dtype: torch.dtype, unit: str, rows: int, tiles: int, with_c: bool) -> bool:
+    """Whether the kernel beats cuBLAS on a GPU; measured on an H200 (Triton 3.6, torch 2.11, 2026-11-22).
+
+    Args:
+        unit: which stride of X is 1, "rows" or "cols", in a layout of vector loads; or "none".
+        tiles: of 128 × 128 in the lower triangles of the whole batch.
+    """
+    if unit == "none" or rows < 256:
+        return False
+    if dtype == torch.float32:
+        return True  # SGEMM does without tensor cores
+    if with_c:
+        return rows >= 512  # cuBLAS reads C in a pass of its own
+    return rows >= 3072 if unit == "cols" else rows >= 2048 or tiles >= 512
+
+
+def faster_side(x: torch.Tensor) -> torch.Tensor:
+    """A square matrix or its transpose, whichever the kernel reads faster: float32 by rows, 16 bits by columns."""
+    return x if x.stride(-1 if x.dtype == torch.float32 else -2) == 1 else x.mT
 
 
 def symmetric_product(
     x: torch.Tensor,
+    y: torch.Tensor | None = None,
     *,
     out: torch.Tensor | None = None,
     alpha: float = 1.0,
     beta: float = 0.0,
     c: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """αXXᵀ + βC of every matrix of a batch, float32 at full accuracy; 16-bit formats are summed in float32.
+    """αXYᵀ + βC of every matrix of a batch, float32 at full accuracy; 16-bit formats are summed in float32.
 
     The kernel's result is symmetric to the last bit, cuBLAS's up to rounding. For symmetric X, XX is the same product.
+    With another Y, XYᵀ must be symmetric, as where X and Y are polynomials in one symmetric matrix: the kernel computes
+    its lower triangle only.
 
     Args:
-        x: float32, bfloat16 or float16 [B, m, k], of any strides; fastest with a contiguous m (`x.mT` contiguous).
+        x: float32, bfloat16 or float16 [B, m, k], of any strides. Fastest with a contiguous m (`x.mT` contiguous) in
+            16 bits, and with a contiguous k in float32, which is copied into that layout otherwise.
+        y: as x, with x's strides, and symmetric where x is c; None for x.
         out: [B, m, m] of x's dtype with contiguous rows or columns, overlapping nothing but c; None to make one.
-        c: symmetric, as `out`, and may be `out`; None for no such term.
+        c: symmetric, as `out`, and may be `out`, or x itself; None for no such term.
 
     Raises:
-        ValueError: a shape, dtype or layout that does not fit, or `out` in the place of x.
+        ValueError: a shape, dtype or layout that does not fit, or `out` in the place of x or y.
     """
-    batch, rows, inner = x.shape
+    batch, rows = x.shape[:2]
+    y = x if y is None else y
+    if (y.shape, y.stride(), y.dtype) != (x.shape, x.stride(), x.dtype):
+        raise ValueError(
+            f"y: {y.dtype} {tuple(y.shape)} of strides {y.stride()}, "
+            f"must be {x.dtype} {tuple(x.shape)} of strides {x.stride()} as x"
+        )
     out = x.new_empty((batch, rows, rows)) if out is None else out
     term = out if c is None else c
     for name, tensor in (("out", out), ("c", term)):
@@ -59,28 +78,34 @@ def symmetric_product(
             raise ValueError(
                 f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {x.dtype} {(batch, rows, rows)} for x"
             )
-    if out.data_ptr() == x.data_ptr() and x.numel():
-        raise ValueError("out: is in the place of x, which every tile reads")
-    tiles = ceil(rows / 128)
-    size = _kernel_tiles("symmetric_product", x, batch * tiles * (tiles + 1) // 2)
-    if size is None:
-        with full_float32():
-            return torch.baddbmm(term, x, x.mT, beta=0.0 if c is None else beta, alpha=alpha, out=out)
-    from . import tiled
+    if out.data_ptr() in (x.data_ptr(), y.data_ptr()) and x.numel():
+        raise ValueError("out: is in the place of x or y, which every tile reads")
+    if runs_kernels(x.device):
+        from . import tiled
 
-    tiled.symmetric_product(x, out, alpha, beta, c, large=size == "large")
-    return out
+        if c is x:
+            x, y = faster_side(x), faster_side(y)
+        unit, tiles = tiled.layout(x, y, out, term), tiled.triangles(x, 128)
+        if x.device.type == "cpu" or faster(x.dtype, unit, rows, tiles, c is not None):
+            return tiled.symmetric_product(x, y, out, alpha, beta, c)
+    with full_float32():
+        return torch.baddbmm(term, x, y.mT, beta=0.0 if c is None else beta, alpha=alpha, out=out)
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """AB of every pair of float32 matrices, at full float32 accuracy.
+    """AB of every pair of float32 matrices, at float32's accuracy.
+
+        large ones as A_lo B_hi + A_hi B_lo + A_hi B_hi, where X = X_hi + X_lo but for 2⁻²³ of it, in TF32
+
+    These take twice the memory of both operands, and a copy of one that is not dense; in large batches, of as many
+    matrices as MOST_WORK allows at a time.
 
     Args:
         a, b: float32 [B, m, k] and [B, k, n], of any strides.
-        out: float32 [B, m, n] with contiguous rows or columns, overlapping neither; None to make one.
+        out: float32 [B, m, n], overlapping neither; None to make one.
 
     Raises:
-        ValueError: a shape or layout that does not fit, or another dtype.
+        ValueError: a shape that does not fit, or another dtype.
     """
     batch, rows, inner = a.shape
     cols = b.shape[2]
@@ -89,14 +114,25 @@ def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None)
         raise ValueError(f"shapes do not fit: {tuple(a.shape)} by {tuple(b.shape)} into {tuple(out.shape)}")
     if {a.dtype, b.dtype, out.dtype} != {torch.float32}:
         raise ValueError(f"dtypes must be torch.float32, got {a.dtype} by {b.dtype} into {out.dtype}")
-    size = _kernel_tiles("matmul", a, batch * ceil(rows / 128) * ceil(cols / 128))
-    if size is None:
+    work = rows * inner * cols
+    if min(rows, inner, cols) < SPLIT_SIDE or batch * work < SPLIT_WORK or not runs_kernels(a.device):
         with full_float32():
             return torch.bmm(a, b, out=out)
+    most = max(1, MOST_WORK // max(1, work))
+    for parts in zip(*(torch.split(tensor, most) for tensor in (a, b, out)), strict=True):
+        _split_product(*parts)
+    return out
+
+
+def _split_product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> None:
+    """`matmul` in TF32, the small terms first."""
     from . import tiled
 
-    tiled.matmul(a, b, out, large=size == "large")
-    return out
+    (a_high, a_low), (b_high, b_low) = tiled.split(a), tiled.split(b)
+    with float32_products("tf32"):
+        torch.bmm(a_low, b_high, out=out)
+        out.baddbmm_(a_high, b_low)
+        out.baddbmm_(a_high, b_high)
 
 
 def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
@@ -128,28 +164,23 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """While it lasts, torch multiplies float32 matrices in float32, whatever its TF32 switches say.
+def float32_products(precision: str) -> Iterator[None]:
+    """While it lasts, torch multiplies float32 matrices on a GPU in "ieee" or "tf32", whatever its switches say.
 
     Only the switch that cuBLAS calls read is turned, and turned back; the older ones may not be read meanwhile.
     """
     switches = torch.backends.cuda.matmul
     before = switches.fp32_precision
-    if before != "tf32":
+    if before == precision or {before, precision} == {"none", "ieee"}:  # the same thing
         yield
         return
-    switches.fp32_precision = "ieee"
+    switches.fp32_precision = precision
     try:
         yield
     finally:
         switches.fp32_precision = before
 
 
-def _kernel_tiles(operation: str, x: torch.Tensor, tiles: int) -> str | None:
-    """Whether the kernel multiplies, in "large" or "small" tiles; None where torch does."""
-    if not runs_kernels(x.device) or (operation, x.dtype) not in ROUTES:
-        return None
-    route = ROUTES[operation, x.dtype]
-    if x.device.type == "cuda" and tiles < route.kernel:
-        return None
-    return "large" if tiles >= route.large else "small"
+def full_float32() -> AbstractContextManager[None]:
+    """While it lasts, torch multiplies float32 matrices in float32, whatever its TF32 switches say."""
+    return float32_products("ieee")

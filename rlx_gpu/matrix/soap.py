@@ -22,7 +22,7 @@ ROUNDING = 2.0**-20  # see `drop_rounding_`
 def direction(grad: torch.Tensor, state: State, hyper: Mapping[str, Any], turn: Turn) -> torch.Tensor:
     """U of θ ← θ − lr(U + λθ), with the equations of `rlx_gpu.reference.soap.update`.
 
-    Beside state and gradient this takes the memory of two gradients and, when bases change, of their sides' squares.
+    Beside state and gradient this takes the memory of two gradients and, when bases change, what `orthonormalize` says.
 
     Args:
         grad: float32 [B, m, n], of any strides; overwritten.
@@ -74,7 +74,11 @@ def start_bases(state: State, selection: Selection, grad: torch.Tensor) -> None:
 
 
 def change_bases(state: State, selection: Selection) -> None:
-    """One orthogonal iteration a side; the moments are carried over to the new bases."""
+    """One orthogonal iteration a side; the moments are carried over to the new bases.
+
+    Beside state this takes the memory of each side's square, of what `orthogonal_iteration` takes for one side, and of
+    two moments.
+    """
     turns = []
     for side in SIDES:
         cov, basis = state[f"{side}_cov"], state[f"{side}_basis"]

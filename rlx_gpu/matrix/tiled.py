@@ -8,58 +8,54 @@ from math import ceil
 import torch
 
 from ..kernels.householder import CONSTANTS, LAUNCH_OPTIONS, householder_kernel
-from ..kernels.matmul import matmul_kernel
+from ..kernels.split import BLOCK as SPLIT_BLOCK
+from ..kernels.split import split_kernel
 from ..kernels.symmetric import symmetric_product_kernel
 from ..kernels.tiles import ALIGNED, Tiling, tilings
 from ..launch import launch, on_device
+from ..state import is_dense
 
 
 def symmetric_product(
-    x: torch.Tensor, out: torch.Tensor, alpha: float, beta: float, c: torch.Tensor | None, large: bool
-) -> None:
-    """As `products.symmetric_product`, in large tiles if the layout allows them."""
-    batch, rows, inner = x.shape
-    out, term = _upright("out", out), _upright("c", out if c is None else c)
-    aligned = _aligned(x, out, term) and _unit(x) != "none"
-    tiling = _tiling(x, aligned, large)
-    tiles = ceil(rows / tiling.block)
+    x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, alpha: float, beta: float, c: torch.Tensor | None
+) -> torch.Tensor:
+    """As `products.symmetric_product`; float32 is copied where that makes the inner dimension contiguous."""
+    rows, inner = x.shape[1:]
+    upright, term = _upright("out", out), _upright("c", out if c is None else c)
+    unit = layout(x, y, upright, term)
+    if unit == "cols" and _unit(x) != "cols":
+        given, x = x, x.contiguous()
+        y = x if y is given else y.contiguous()
+    tiling = _tiling(x, unit)
     with on_device(x.device):
         launch(
             symmetric_product_kernel,
-            batch * tiles * (tiles + 1) // 2,
-            *(x, term, out, rows, inner, tiles),
-            *(*_strides(x), *_strides(term)[:2], *_strides(out)[:2]),
+            triangles(x, tiling.block),
+            *(x, y, term, upright, rows, inner, ceil(rows / tiling.block)),
+            *(*_strides(x), *_strides(term)[:2], *_strides(upright)[:2]),
             *(float(alpha), float(beta)),
             HAS_C=c is not None,
-            UNIT=_unit(x) if aligned else "none",
-            WHOLE=aligned and rows % tiling.block == 0 and inner % tiling.depth == 0,
+            UNIT=unit,
+            WHOLE=unit != "none" and rows % tiling.block == 0 and inner % tiling.depth == 0,
             **tiling.constants,
             **tiling.options,
         )
+    return out
 
 
-def matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, large: bool) -> None:
-    """As `products.matmul`, in large tiles if the layout allows them."""
-    if _unit(out) == "rows":
-        a, b, out = b.mT, a.mT, out.mT
-    if _unit(out) != "cols":
-        raise ValueError(f"out: rows or columns must be contiguous, got strides {out.stride()}")
-    (batch, rows, inner), cols = a.shape, b.shape[2]
-    aligned = _aligned(a, b, out) and "none" not in (_unit(a), _unit(b))
-    tiling = _tiling(a, aligned, large)
-    tile_rows, tile_cols = ceil(rows / tiling.block), ceil(cols / tiling.block)
-    with on_device(a.device):
-        launch(
-            matmul_kernel,
-            batch * tile_rows * tile_cols,
-            *(a, b, out, rows, cols, inner, tile_rows, tile_cols),
-            *(*_strides(a), *_strides(b), *_strides(out)[:2]),
-            A_UNIT=_unit(a) if aligned else "none",
-            B_UNIT=_unit(b) if aligned else "none",
-            WHOLE=aligned and rows % tiling.block == cols % tiling.block == inner % tiling.depth == 0,
-            **tiling.constants,
-            **tiling.options,
-        )
+def triangles(x: torch.Tensor, block: int) -> int:
+    """How many tiles the lower triangles of all products have."""
+    tiles = ceil(x.shape[1] / block)
+    return len(x) * tiles * (tiles + 1) // 2
+
+
+def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Float32 tensors of two TF32 numbers each, whose sum is x; a x that is not dense is copied first."""
+    x = x if is_dense(x) else x.contiguous()
+    high, low = torch.empty_like(x), torch.empty_like(x)
+    with on_device(x.device):
+        launch(split_kernel, ceil(x.numel() / SPLIT_BLOCK), x, high, low, x.numel(), BLOCK=SPLIT_BLOCK)
+    return high, low
 
 
 def householder_(s: torch.Tensor, failed: torch.Tensor) -> None:
@@ -69,12 +65,24 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> None:
         launch(householder_kernel, batch if size else 0, s, failed, size, **CONSTANTS, **LAUNCH_OPTIONS)
 
 
-def _tiling(x: torch.Tensor, aligned: bool, large: bool) -> Tiling:
-    """The tiles for tensors of this device and format."""
+def layout(x: torch.Tensor, y: torch.Tensor, *others: torch.Tensor) -> str:
+    """Which stride of X and Y is 1 for the kernel, "rows" or "cols", if all tensors allow vector loads; or "none".
+
+    Tensor cores take TF32 operands with a contiguous inner dimension only: float32 will be copied into that layout.
+    """
+    copied = x.dtype == torch.float32 and _unit(x) != "cols"
+    whole = all(size % ALIGNED == 0 for size in x.shape[1:])
+    if not whole or not _aligned(*others, *(() if copied else (x, y))):
+        return "none"
+    return "cols" if copied else _unit(x)
+
+
+def _tiling(x: torch.Tensor, unit: str) -> Tiling:
+    """The tiles for a matrix in this layout."""
     choice = tilings(x.element_size(), _capability(x.device))
-    if not aligned:
+    if unit == "none":
         return choice.unaligned
-    return choice.large if large else choice.small
+    return choice.large if triangles(x, 128) >= choice.many else choice.small
 
 
 @cache

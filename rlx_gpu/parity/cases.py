@@ -11,9 +11,9 @@ import torch
 
 from ..reference.formats import round_to
 
-# Tiny, on both sides of a block's edge, tall, wide (one tile of 32 x 128 in full and a row below it), in another memory
+# Tiny, on both sides of a block's edge, tall, wide (one tile of 64 x 128 in full and a row below it), in another memory
 # order, off the alignment of a vector access, and empty.
-DEFAULT_SHAPES = "scalar,1,127,1024,1025,35x6,33x128,3x5x7,16x9:transposed,300:unaligned,9x136:unaligned,0x3"
+DEFAULT_SHAPES = "scalar,1,127,1024,1025,35x6,65x128,3x5x7,16x9:transposed,300:unaligned,9x136:unaligned,0x3"
 LAYOUTS = ("contiguous", "transposed", "unaligned")
 _TOKEN = re.compile(rf"(?P<sizes>scalar|\d+(?:x\d+)*)(?::(?P<layout>{'|'.join(LAYOUTS)}))?")
 GRAD_SIZES = (1.0, 0.25, 2.0, 0.5, 0.125)  # by step, so that second moments fall and rise

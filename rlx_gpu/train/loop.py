@@ -76,16 +76,19 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        from rlx_gpu import optim
+        from rlx_gpu import TABLE, optim, split_parameters
 
         torch.manual_seed(config.seed)
         self.config = config
         self.device = device
         self.model = ByteGPT(config.model).to(device)
         rate = {} if config.lr is None else {"lr": config.lr}
+        params = self.model.named_parameters()
+        if TABLE[config.optimizer].hidden_only:
+            params = split_parameters(self.model)
         try:
             self.optimizer: torch.optim.Optimizer = getattr(optim, config.optimizer)(
-                self.model.named_parameters(), state_dtype=config.state_dtype, seed=config.seed, **rate
+                params, state_dtype=config.state_dtype, seed=config.seed, **rate
             )
         except ValueError as error:
             raise TrainError(f"{config.optimizer} refuses its settings: {error}") from error

@@ -38,6 +38,7 @@ def run(batch: int, rows: int, inner: int, alpha: float, beta: float) -> None:
     x = torch.zeros(batch, rows, inner)
     c = torch.zeros(batch, rows, rows)
     symmetric_product(x, alpha=alpha, beta=beta, c=c)
+    symmetric_product(x, torch.zeros_like(x), alpha=alpha, beta=beta, c=c)
     matmul(x, torch.zeros(batch, inner, rows))
     householder_(c, torch.zeros(batch, dtype=torch.int32))
 
@@ -56,6 +57,7 @@ def main() -> None:
     driver.set_active(Target())
     tiled.launch = compile_only
     products.runs_kernels = lambda device: True
+    products.SPLIT_SIDE = products.SPLIT_WORK = 0
     counts = []
     # Alike: multiples of 8, not of 64. Then 1 matrix, of 16 rows; other scalars; 1 program; sizes beyond a tile.
     for case in ((3, 24, 40), (1, 16, 8), (2, 1000, 24), (1, 8, 1000)):
@@ -69,7 +71,8 @@ def main() -> None:
         "bfloat16": opcodes("symmetric_product/128_cols", "bfloat16", "sm_90"),
         "float16": opcodes("symmetric_product/128_rows", "float16", "sm_90"),
         "float32": opcodes("symmetric_product/128_cols", "float32", "sm_90"),
-        "matmul": opcodes("matmul/128_cols_cols", "float32", "sm_90"),
+        "with_c": opcodes("symmetric_product/128_rows_c", "bfloat16", "sm_90"),
+        "split": opcodes("split", "float32", "sm_90"),
         "unaligned": opcodes("symmetric_product/64_none", "bfloat16", "sm_90"),
         "sm_80": opcodes("symmetric_product/128_cols", "bfloat16", "sm_80"),
         "householder": opcodes("householder", "float32", "sm_90"),

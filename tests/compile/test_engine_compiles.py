@@ -27,6 +27,7 @@ def test_a_step_compiles_its_kernels_once(compiled: dict[str, Any], name: str) -
 
 
 def test_another_rule_is_another_variant(compiled: dict[str, Any]) -> None:
-    counts = [variants["later"]["fused_step_kernel"] for variants in compiled.values()]
+    """KronPSGD has no elementwise rule of its own: what gathers and applies is SOAP's."""
+    counts = [variants["later"]["fused_step_kernel"] for name, variants in compiled.items() if name != "KronPSGD"]
     assert counts == sorted(counts)
     assert len(set(counts)) == len(counts)

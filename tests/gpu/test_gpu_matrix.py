@@ -7,7 +7,7 @@ import torch
 from matrix_models import Pair, as_array, assert_below
 
 import rlx_gpu
-from rlx_gpu import optim
+from rlx_gpu import launch, optim
 from rlx_gpu.matrix import newton_schulz as routine
 from rlx_gpu.matrix.orthogonal import eigenbasis, orthogonal_iteration
 from rlx_gpu.matrix.products import matmul, symmetric_product
@@ -62,7 +62,7 @@ def test_float32_products_are_exact_whatever_torch_is_told(tf32):
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     try:
-        for batch, m, n in ((1, 1024, 1024), (3, 300, 77), (2, 33, 2000)):
+        for batch, m, n in ((4, 1024, 1024), (1, 1024, 1024), (3, 300, 77), (2, 33, 2000)):  # the first one is split
             x, y = (torch.randn(batch, m, n, device="cuda") for _ in range(2))
             for got, want in (
                 (symmetric_product(x), x.double() @ x.double().mT),
@@ -72,6 +72,17 @@ def test_float32_products_are_exact_whatever_torch_is_told(tf32):
         assert torch.backends.cuda.matmul.allow_tf32 == tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_infinities_and_nans_of_split_products_are_sgemms():
+    x, y = torch.randn(2, 4, 1024, 1024, device="cuda")
+    x[0, 3, 5], x[1, 7, 9], y[2, 11, 13] = float("inf"), float("nan"), float("-inf")
+    before = launch.launches["split_kernel"]
+    got = matmul(x, y)
+    assert launch.launches["split_kernel"] == before + 2
+    want = torch.bmm(x, y)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(torch.where(got.isinf(), got, 0.0), torch.where(want.isinf(), want, 0.0))
 
 
 @pytest.mark.cublas
@@ -147,9 +158,12 @@ def test_a_step_between_refreshes_never_synchronises(name, no_sync):
             optimizer.step()
 
 
-@pytest.mark.parametrize(("name", "copies"), [("Muon", 2.0), ("SOAP", 5.0), ("KronPSGD", 5.0)])
+@pytest.mark.parametrize(("name", "copies"), [("Muon", 2.0), ("SOAP", 9.0), ("KronPSGD", 9.0)])
 def test_memory_beyond_state(name, copies):
-    """Of float32 gradients, what a step takes for its duration; nothing stays. KronPSGD's factors are squares."""
+    """Of float32 gradients, what a step takes for its duration; nothing stays. KronPSGD's factors are squares.
+
+    Four of SOAP's and KronPSGD's copies are the two operands of a product, each split in two.
+    """
     weights = [torch.nn.Parameter(torch.randn(1024, 1024, device="cuda")) for _ in range(4)]
     for weight in weights:
         weight.grad = torch.randn_like(weight)

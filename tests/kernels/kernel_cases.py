@@ -29,7 +29,7 @@ CASES = (
     Case("block", (1024,)),
     Case("block_and_one", (1025,)),
     Case("tall", (35, 6)),
-    Case("wide", (33, 128)),  # a tile of 32 x 128 in full, and a row below it
+    Case("wide", (65, 128)),  # a tile of 64 x 128 in full, and a row below it
     Case("transposed", (16, 9), "transposed", "transposed"),
     Case("unaligned", (300,), "unaligned", "unaligned"),
     Case("unaligned_matrix", (5, 136), "unaligned", "unaligned"),
@@ -56,7 +56,7 @@ FORMAT_CASES = (
     *CASES,
     *(case for case in MORE_CASES if case.name in ("channels_last", "grad_transposed", "zero_grad")),
 )
-MANY_TILES = (Case("high", (33 * 32, 128)), Case("broad", (1, 33 * 128)))
+MANY_TILES = (Case("high", (65 * 64, 128)), Case("broad", (1, 65 * 128)))
 FEW = tuple(case for case in ALL_CASES if case.name in ("odd", "unaligned_grad", "param_transposed", "permuted"))
 
 

@@ -15,10 +15,9 @@ from rlx_gpu.table import TABLE
 ADAFACTOR = {
     "factored_sums_kernel": 1,
     "factored_moments_kernel": 1,
-    "factored_row_mean_kernel": 1,
     "factored_step_kernel": 2,
     "fused_step_kernel": 2,  # for what is not a matrix
-    "finish_sums_kernel": 2,
+    "finish_sums_kernel": 3,
 }
 LAUNCHES = {  # a step's kernel launches, however many tensors it steps
     "LAMB-plain": {"fused_step_kernel": 2, "finish_sums_kernel": 1},

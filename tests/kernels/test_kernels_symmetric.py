@@ -42,12 +42,12 @@ def poisoned(batch, size, dtype):
     return torch.full((batch, size, size), float("nan"), dtype=dtype)
 
 
-def assert_product(found, x, alpha=1.0, beta=0.0, c=None):
+def assert_product(found, x, alpha=1.0, beta=0.0, c=None, y=None):
     """Within the rounding of float32 sums of k terms in any order, and of the result's format; symmetric to the bit."""
-    exact = x.double().numpy()
+    left, right = x.double().numpy(), (x if y is None else y).mT.double().numpy()
     term = np.zeros(found.shape) if c is None else beta * c.double().numpy()
-    wanted = alpha * exact @ exact.transpose(0, 2, 1) + term
-    size = abs(alpha) * np.abs(exact) @ np.abs(exact).transpose(0, 2, 1) + np.abs(term)
+    wanted = alpha * left @ right + term
+    size = abs(alpha) * np.abs(left) @ np.abs(right) + np.abs(term)
     # A sum of k products and the three operations after it; then one rounding of the result.
     allowed = (x.shape[2] + 3) * EPS[torch.float32] * size + EPS[found.dtype] * np.abs(wanted)
     assert (np.abs(found.double().numpy() - wanted) <= 1.01 * allowed).all()
@@ -90,6 +90,27 @@ def test_only_the_lower_triangle_of_the_term_is_read():
     x, c = drawn((1, 72, 16)), symmetric(1, 72, torch.float32)
     lower = torch.where(torch.ones(72, 72).tril() > 0, c, float("nan"))
     assert_product(symmetric_product(x, beta=1.0, c=lower), x, 1.0, 1.0, c)
+
+
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@pytest.mark.parametrize("size", [40, 72, 150, 33])
+def test_product_of_two_factors(size, dtype):
+    """X = ZD and Y = Z, D diagonal and positive: XYᵀ is symmetric, X and Y are not alike in any entry."""
+    y = drawn((2, size, 24), dtype)
+    x, c = y * torch.tensor([0.5, 2.0, 4.0], dtype=dtype).repeat(8), symmetric(2, size, dtype)
+    for given in ((x, y), (x.mT.contiguous().mT, y.mT.contiguous().mT)):
+        out = symmetric_product(*given, out=poisoned(2, size, dtype), alpha=0.5, beta=-1.5, c=c)
+        assert_product(out, x, 0.5, -1.5, c, y)
+
+
+@pytest.mark.parametrize("dtype", EPS, ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_product_of_polynomials_in_one_matrix(transposed, dtype):
+    """Circulant matrices of small integers commute to the last bit; the term is a factor."""
+    first, second = (torch.stack([row.roll(i, 1) for i in range(40)], 1) for row in drawn((2, 2, 40), seed=3).round())
+    x, y = ((one + one.mT).to(dtype) for one in (first, second))
+    x, y = (x.mT, y.mT) if transposed else (x, y)
+    assert_product(symmetric_product(x, y, out=poisoned(2, 40, dtype), alpha=2.0, beta=3.0, c=x), x, 2.0, 3.0, x, y)
 
 
 VIEWS = {
@@ -189,7 +210,7 @@ def test_every_tile_of_the_triangle_is_visited(group):
     out = poisoned(2, 16 * 17, torch.float32)
     strides = (*x.stride(), *out.stride()[:2], *out.stride()[:2])
     constants = {"HAS_C": False, "UNIT": "cols", "WHOLE": True, "BLOCK": 16, "DEPTH": 16, "GROUP": group}
-    symmetric_product_kernel[(2 * 17 * 18 // 2,)](x, out, out, 272, 16, 17, *strides, 1.0, 0.0, **constants)
+    symmetric_product_kernel[(2 * 17 * 18 // 2,)](x, x, out, out, 272, 16, 17, *strides, 1.0, 0.0, **constants)
     launch.launches["symmetric_product_kernel"] += 1
     assert_product(out, x)
 
@@ -222,6 +243,8 @@ def test_nan_stays_in_its_row_and_column():
         (drawn((2, 4, 8)), {"out": torch.empty(2, 4, 8)}, r"out: .* \(2, 4, 8\), must be torch.float32 \(2, 4, 4\)"),
         (drawn((2, 4, 8)), {"c": torch.empty(2, 4, 4).half()}, r"c: torch.float16 \(2, 4, 4\), must be torch.float32"),
         (drawn((2, 4, 8)), {"out": torch.empty(2, 8, 8)[:, ::2, ::2]}, "out: rows or columns must be contiguous"),
+        (drawn((2, 4, 8)), {"y": torch.empty(2, 4, 4)}, r"y: .* \(2, 4, 4\) .*, must be torch.float32 \(2, 4, 8\)"),
+        (drawn((2, 8, 8)), {"y": torch.empty(2, 8, 8).mT}, r"y: .* strides \(64, 1, 8\), must be .* \(64, 8, 1\) as x"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(x, options, message):
@@ -230,11 +253,12 @@ def test_what_does_not_fit_is_named(x, options, message):
         symmetric_product(x, **options)
 
 
-def test_the_result_must_not_lie_on_the_factor():
-    x = symmetric(1, 8, torch.float32)
+def test_the_result_must_not_lie_on_a_factor():
+    x, y = symmetric(1, 8, torch.float32), torch.eye(8)[None]
     symmetric_product(x)
-    with pytest.raises(ValueError, match="in the place of x"):
-        symmetric_product(x, out=x)
+    for given, out in (((x,), x), ((x, y), x), ((x, y), y)):
+        with pytest.raises(ValueError, match="in the place of x or y"):
+            symmetric_product(*given, out=out)
 
 
 @pytest.mark.parametrize("dtype", EPS, ids=str)

@@ -5,49 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from spectra import STEADY, expected, relative, step_by_step, with_singular_values
 
-from rlx_gpu import reference
 from rlx_gpu.matrix import newton_schulz as module
-from rlx_gpu.matrix import products
-from rlx_gpu.matrix.newton_schulz import newton_schulz, normalize_, orthogonalize_
+from rlx_gpu.matrix.newton_schulz import newton_schulz, normalized, oriented, orthogonalize_
 from rlx_gpu.reference.newton_schulz import COEFFICIENTS, schedule
 
 CPU = torch.device("cpu")
 SHAPES = ((1, 1), (1, 9), (9, 1), (16, 16), (17, 33), (33, 17), (8, 200), (130, 7), (3, 12, 40), (2, 2, 20, 5))
 ULPS = 4 * 2.0**-24  # normalising rounds four times: x over its peak, the norm, eps, the quotient
-HALVES = (torch.float16, torch.bfloat16)
-# In bfloat16 "cans" diverges or not by chance, in whatever order its operations are rounded.
-STEADY = [(dtype, name) for dtype in HALVES for name in COEFFICIENTS if (dtype, name) != (torch.bfloat16, "cans")]
-
-
-def expected(x, steps=5, coefficients="keller"):
-    return torch.from_numpy(reference.newton_schulz(x.double().numpy(), steps, coefficients))
-
-
-def with_singular_values(values, n):
-    """A float32 matrix of these singular values and n columns."""
-    left = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64)).Q
-    right = torch.linalg.qr(torch.randn(n, len(values), dtype=torch.float64)).Q
-    return (left * torch.tensor(values, dtype=torch.float64) @ right.mT).float()
-
-
-def step_by_step(x, triples):
-    """The iteration as it is written, every operation rounded to x's format."""
-    for a, b, c in triples:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x
 
 
 def iterated(x, coefficients):
     """The reference's iteration on a matrix that is not normalised."""
     result = step_by_step(x.mT if x.shape[-2] > x.shape[-1] else x, schedule(coefficients, 5))
     return result if result.shape == x.shape else result.mT
-
-
-def relative(x, wanted):
-    """‖x − wanted‖ / ‖wanted‖."""
-    return float((x.double() - wanted).norm() / wanted.norm())
 
 
 @pytest.fixture(params=["plain", "symmetric", "gram"])
@@ -103,13 +75,6 @@ def test_spectra(values, tall, each_form):
     torch.testing.assert_close(newton_schulz(x).double(), expected(x), rtol=bound, atol=bound)
 
 
-@pytest.fixture
-def torch_products(monkeypatch):
-    """Symmetric products by torch: the interpreter multiplies the bits of bfloat16 matrices, not their values."""
-    monkeypatch.setattr(products, "runs_kernels", lambda device: device.type == "cuda")
-
-
-@pytest.mark.usefixtures("torch_products")
 @pytest.mark.parametrize(("dtype", "coefficients"), STEADY, ids=str)
 @pytest.mark.parametrize("shape", [(24, 24), (40, 17), (3, 12, 80)], ids=str)
 def test_half_precision_is_as_exact_as_the_plain_iteration(shape, dtype, coefficients):
@@ -121,7 +86,6 @@ def test_half_precision_is_as_exact_as_the_plain_iteration(shape, dtype, coeffic
     assert relative(newton_schulz(x, 5, coefficients, dtype=dtype), expected(x, 5, coefficients)) <= 1.25 * plain
 
 
-@pytest.mark.usefixtures("torch_products")
 @pytest.mark.parametrize(("dtype", "coefficients"), STEADY, ids=str)
 def test_forms_agree_in_half_precision(dtype, coefficients, each_form):
     """The Gram form rounds Q on its diagonal, a ≈ 4 times what the plain form rounds, and is kept from "cans"."""
@@ -129,29 +93,18 @@ def test_forms_agree_in_half_precision(dtype, coefficients, each_form):
         assert coefficients == "cans"
         coefficients = "quintic"
     x = torch.randn(2, 32, 200)
-    unit = normalize_(x.clone(), 1e-7).to(dtype)
+    unit = normalized(x, 1e-7, dtype)
     plain = relative(step_by_step(unit, schedule(coefficients, 5)), expected(x, 5, coefficients))
     found = relative(newton_schulz(x, 5, coefficients, dtype=dtype), expected(x, 5, coefficients))
     assert found <= (4.0 if each_form == "gram" else 1.25) * plain
 
 
-@pytest.mark.usefixtures("torch_products")
-def test_the_gram_form_stays_bounded_in_bfloat16(monkeypatch):
-    """Ten steps on singular values of which most are below rounding: without returns to X this diverges."""
-    x = with_singular_values(np.logspace(0, -6, 32).tolist(), 160)
-    unit = normalize_(x[None].clone(), 1e-7).bfloat16()
-    triples = schedule("polar_express", 10)
-    bound = 1.1 * 32**0.5  # every singular value at most 1, and rounding
-    assert module._gram(unit.clone(), triples).float().norm() < bound
-    monkeypatch.setattr(module, "RUN", 10)
-    assert not module._gram(unit.clone(), triples).float().norm() < bound
-
-
-def test_polynomials_that_rounding_throws_out_of_range_are_kept_from_the_gram_form():
-    for dtype in HALVES:
-        tolerated = {name: module.tolerant(schedule(name, 5), torch.finfo(dtype).eps / 2) for name in COEFFICIENTS}
-        assert tolerated == {"keller": True, "quintic": True, "polar_express": True, "cans": False}
-    assert not module.tolerant(schedule("cans", 100), torch.finfo(torch.bfloat16).eps / 2)
+@pytest.mark.parametrize(("dtype", "contiguous"), [(torch.float32, -1), (torch.bfloat16, -2), (torch.float16, -2)])
+def test_matrices_are_iterated_as_products_read_them_faster(dtype, contiguous):
+    for base in (torch.empty(3, 8, 8, dtype=dtype), torch.empty(3, 8, 8, dtype=dtype).mT):
+        found = oriented(base)
+        assert found.stride(contiguous) == 1 and found.data_ptr() == base.data_ptr()
+    assert oriented(torch.empty(9, 4, dtype=dtype)).shape == oriented(torch.empty(4, 9, dtype=dtype)).shape == (4, 9)
 
 
 @pytest.mark.parametrize("scale", [1e-38, 1e-30, 1e-7, 1e30, 1e37])
@@ -198,7 +151,7 @@ def test_not_a_number_spreads_over_its_own_matrix_only():
 @pytest.mark.parametrize("steps", [4, 5])
 def test_large_batches_in_chunks(steps, each_form, monkeypatch):
     """Chunks give what the whole batch gives, transposed or not, and where x lies."""
-    x = normalize_(torch.randn(7, 6, 30), 1e-7)
+    x = normalized(torch.randn(7, 6, 30), 1e-7, torch.float32)
     triples = schedule("quintic", steps)
     whole = orthogonalize_(x.clone(), triples)
     monkeypatch.setattr(module, "MOST_ELEMENTS", 3 * 6 * 30)
@@ -212,7 +165,7 @@ def test_strided_batches_leave_what_lies_between_alone(each_form):
     """Matrices of a workspace, each padded to a multiple of eight elements."""
     memory = torch.full((3, 6 * 31 + 6), 7.0)
     x = memory[:, : 6 * 31].view(3, 6, 31)
-    x.copy_(normalize_(torch.randn(3, 6, 31), 1e-7))
+    x.copy_(normalized(torch.randn(3, 6, 31), 1e-7, torch.float32))
     wanted = orthogonalize_(x.clone(), schedule("keller", 5))
     torch.testing.assert_close(orthogonalize_(x, schedule("keller", 5)), wanted, rtol=1e-6, atol=1e-6)
     assert (memory[:, 6 * 31 :] == 7.0).all()
@@ -220,7 +173,7 @@ def test_strided_batches_leave_what_lies_between_alone(each_form):
 
 def test_memory_beyond_the_result(each_form):
     """One more m × n and two m × m."""
-    x = normalize_(torch.randn(4, 16, 128), 1e-7)
+    x = normalized(torch.randn(4, 16, 128), 1e-7, torch.float32)
     triples = schedule("keller", 4)
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         orthogonalize_(x, triples)
@@ -240,9 +193,9 @@ def test_the_table_decides(monkeypatch):
         side = crossover.rows
         assert choose(side, side, 64, dtype) == "symmetric"
         assert choose(side - 1, side, 64, dtype) == "plain"
-    assert choose(64, 64 * 8) == "gram"
-    assert choose(64, 64 * 8, triples=cans) == "plain"
-    assert choose(64, 64 * 8, dtype=torch.float32) == "plain"
+    assert choose(512, 1024, 4) == "gram"
+    assert choose(512, 1023, 4) == choose(512, 1024, 3) == choose(512, 1024, 4, triples=cans) == "plain"
+    assert choose(512, 1024, 4, torch.float32) == choose(2048, 8192, triples=cans) == "symmetric"
     monkeypatch.setattr(module, "runs_kernels", lambda device: False)
     assert choose(4096, 4096 * 8) == "plain"
 
