@@ -38,7 +38,7 @@ def compile_only(kernel: Any, programs: int, *arguments: Any, **constants: Any) 
     """In place of a launch."""
     if programs:
         kernels[kernel.__name__] = kernel
-        kernel.warmup(*arguments, grid=(programs,), **constants, **LAUNCH_OPTIONS)
+        kernel.warmup(*arguments, grid=(programs,), **{**LAUNCH_OPTIONS, **constants})
 
 
 def compiled() -> dict[str, int]:
