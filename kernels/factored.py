@@ -30,7 +30,7 @@ TILE_ROWS = 64  # 64 elements a thread, over which it spreads what a program doe
 TILE_COLS = 128
 PART_ROWS = 16
 VECTOR_BLOCK = 64
-VECTOR_SPLIT = 64
+VECTOR_SPLIT = 32
 TAIL_COLUMNS = ("rows", "cols", "vectorized", "row_partials", "col_partials", "hyper_row", "origin")
 
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from rlx_gpu.compile_report import Variant, compile_variant, measure
+from rlx_gpu.compile_variants import TABLES
 from rlx_gpu.kernels import elementwise
 from rlx_gpu.kernels.codecs import FLOAT32, Codec
 from rlx_gpu.kernels.rules import sgd
@@ -62,7 +63,7 @@ def variant(spec: RuleSpec, grad: Codec) -> Variant:
     """A rule of two scalars and no state, its gradient stored by a codec."""
     constants = elementwise.constants(spec, 0, (FLOAT32, grad), 2)
     block = Block((elementwise.BLOCK,), (elementwise.TAIL_BLOCK,))
-    return Variant(spec.name, "elementwise", None, grad.name, elementwise.fused_step_kernel, constants, block)
+    return Variant(spec.name, "elementwise", None, grad.name, elementwise.fused_step_kernel, constants, block, TABLES)
 
 
 def rule_from(path: Path) -> RuleSpec:
