@@ -112,7 +112,9 @@ def training(results: Path = RESULTS) -> str:
         f"Target: a validation loss of {last['target_loss']:.3f} nats a byte. {last['steps']} steps at most,"
         f" {len(runs[order[0]])} seeds; median and range over the seeds."
     )
-    return f"{figure('train')}{table}\n\n{setting} {_reproduce('train', found)}"
+    sizes = " ".join(f"--{name} {last['config'][name]}" for name in ("width", "layers", "context"))
+    command = f"train --steps {last['steps']} {sizes}"
+    return f"{figure('train')}{table}\n\n{setting} {_reproduce(command, found)}"
 
 
 def _unless_empty(bench: str, section: Callable[[Path], str]) -> Callable[[Path], str]:

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ARCHES = ("sm_80", "sm_90", "sm_100")
 # This interpreter, and those with other versions of Triton that `make compile-matrix` sets up.
 _OTHERS = os.environ.get("RLX_TRITON_PYTHONS", "").split(":")
 PYTHONS = tuple(dict.fromkeys([sys.executable, *filter(None, _OTHERS)]))
+# An architecture takes a minute: all of them are `make compile-matrix`'s, which CI runs too.
+ARCHES = ("sm_80", "sm_90", "sm_100") if len(PYTHONS) > 1 else ("sm_90",)
 
 
 def environment(cache: Path, **extra: str) -> dict[str, str]:
