@@ -62,7 +62,7 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert "4 of 4 agree with the reference." in result.stdout
         assert "kernels interpreted" in result.stdout and f"torch {torch.__version__}" in result.stdout
-        assert "5e-07 of the largest magnitude: about fifteen float32 operations" in result.stdout
+        assert "1e-06 of the largest magnitude: about fifteen float32 operations" in result.stdout
         assert "read back" in result.stdout and "bias_correction=False" in result.stdout
 
     def test_a_user_needs_no_environment_variable(self) -> None:
