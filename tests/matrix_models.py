@@ -68,6 +68,15 @@ class Pair:
         self.reference.step_batch([(n, self.expected[n].shape, self.expected[n], as_array(grads[n])) for n in names])
         self.reference.end_iteration()
 
+    def warm_up(self, steps: int) -> None:
+        """Lets the reference alone step so often, and ours go on from its state."""
+        for _ in range(steps):
+            self.reference.step_batch(
+                [(n, v.shape, v, as_array(self.tensor(n, v.shape))) for n, v in self.expected.items()]
+            )
+            self.reference.end_iteration()
+        self.share_state()
+
     def share_state(self) -> None:
         """The reference's state and parameters, taken over by ours."""
         self.ours.load_state_dict(self.reference.state_dict())

@@ -39,12 +39,7 @@ def test_kronpsgd(shapes):
 def test_soap(shapes):
     """From a state whose bases are well determined."""
     pair = Pair("SOAP", {"precondition_frequency": 7, "ndim_policy": "batch"}, shapes, "cuda")
-    for _ in range(12):
-        pair.reference.step_batch(
-            [(n, v.shape, v, as_array(pair.tensor(n, v.shape))) for n, v in pair.expected.items()]
-        )
-        pair.reference.end_iteration()
-    pair.share_state()
+    pair.warm_up(12)
     for _ in range(20):
         pair.step()
     assert_below(pair.errors(), 1e-3)

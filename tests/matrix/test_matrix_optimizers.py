@@ -88,12 +88,7 @@ def test_kronpsgd(variant):
 def test_soap(variant):
     """From a state in which every basis is well determined: those of a first gradient of low rank are not."""
     pair = Pair("SOAP", {"precondition_frequency": 7, **SOAP[variant]})
-    for _ in range(12):
-        pair.reference.step_batch(
-            [(n, v.shape, v, as_array(pair.tensor(n, v.shape))) for n, v in pair.expected.items()]
-        )
-        pair.reference.end_iteration()
-    pair.share_state()
+    pair.warm_up(12)
     for _ in range(20):
         pair.step()
     assert_below(pair.errors(), 1e-3)
