@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from .batch import Entry, Settings
+from .launch_tables import hyper_rows, upload
 from .matrix.turn import Turn
 from .table import Algorithm
-from .tables import hyper_rows, upload
 
 if TYPE_CHECKING:
     from .launch import Bucket
@@ -34,8 +34,8 @@ class Cohort:
 
 
 @dataclass
-class Group:
-    """One bucket with its members (positions in the batch), and the row each member reads."""
+class Roster:
+    """One bucket's members (positions in the batch), and the row of hyperparameters that each reads."""
 
     bucket: Bucket
     slots: tuple[str, ...]
@@ -91,19 +91,19 @@ class Group:
 
 @dataclass(frozen=True)
 class Clock:
-    """What the host knows of a group at the step whose rows were just made; only matrix routines ask."""
+    """What the host knows of a roster at the step whose rows were just made; only matrix routines ask."""
 
-    group: Group
+    roster: Roster
     settings: Sequence[Settings]
 
     @property
     def hyper(self) -> Mapping[str, Any]:
         """The hyperparameters of the param group that all members belong to."""
-        return self.settings[self.group.cohorts[0].group].hyper
+        return self.settings[self.roster.cohorts[0].group].hyper
 
     def turn(self, members: Sequence[int], device: torch.device) -> Turn:
-        """The turn of these members, given by their places in the group; a member may come several times."""
-        cohorts = [self.group.cohorts[self.group.cohort_of[member]] for member in members]
+        """The turn of these members, given by their places in the roster; a member may come several times."""
+        cohorts = [self.roster.cohorts[self.roster.cohort_of[member]] for member in members]
         slots = cohorts[0].history[cohorts[0].step]
         before = {slot: tuple(cohort.history[cohort.step][slot] for cohort in cohorts) for slot in slots}
         after = {slot: tuple(cohort.history[cohort.step + 1][slot] for cohort in cohorts) for slot in slots}

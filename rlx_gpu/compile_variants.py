@@ -151,7 +151,7 @@ def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
 
 def _matrix_variants(storages: Sequence[str], capability: int) -> Iterator[Variant]:
     """The matrix kernels by tile size and layout, with masks; other launches leave these out."""
-    from .kernels import householder, split, symmetric
+    from .kernels import householder, symmetric, tf32
     from .kernels.tiles import tilings
 
     for dtype, (element, size) in ELEMENTS.items():
@@ -167,7 +167,7 @@ def _matrix_variants(storages: Sequence[str], capability: int) -> Iterator[Varia
             kernel = symmetric.symmetric_product_kernel
             yield Variant(name, "matrix", None, dtype, kernel, constants, None, arguments, tiling.options)
     if "float32" in storages:
-        yield Variant("split", "matrix", None, "float32", split.split_kernel, {"BLOCK": split.BLOCK})
+        yield Variant("split", "matrix", None, "float32", tf32.split_kernel, {"BLOCK": tf32.BLOCK})
         kernel, options = householder.householder_kernel, householder.LAUNCH_OPTIONS
         constants, arguments = dict(householder.CONSTANTS), {"failed_ptr": "*i32"}
         yield Variant("householder", "matrix", None, "float32", kernel, constants, None, arguments, options)

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 import torch
 
-from .tables import upload
+from .launch_tables import upload
 
 IN_FLIGHT = 32  # steps of unknown outcome before the host waits for the oldest
 

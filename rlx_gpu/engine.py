@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .batch import Batch, Settings
-from .cohorts import Clock
+from .cohorts import Clock, Roster
 from .fallback import reference_hessian, reference_step, to_numpy
 from .plan import Plan
 from .reference.norms import has_nonfinite
@@ -53,8 +53,8 @@ class Engine:
             control.set_scale(grad_scale)
         if self.skip_nonfinite and not self._guard(plan, grads):
             return
-        for group in plan.groups:
-            self._step_group(plan, group, batch.settings)
+        for roster in plan.rosters:
+            self._step_roster(plan, roster, batch.settings)
         scale = float(grad_scale) if plan.reference else 1.0
         for i in plan.reference:
             entry, settings = batch.entries[i], batch.settings[batch.entries[i].group]
@@ -72,16 +72,15 @@ class Engine:
         With `skip_nonfinite`, estimates of which any is not finite are left out altogether.
         """
         self.settle()
-        select = lambda settings, param: self.algorithm.rules.HESSIAN  # noqa: E731
-        plan = Plan(self.algorithm, batch, select, guarded=self.skip_nonfinite)
+        plan = Plan(self.algorithm, batch, self._select_hessian, guarded=self.skip_nonfinite)
         estimates = copied(plan, batch.grads)
         if self.skip_nonfinite and not self._guard(plan, estimates):
             return
         for i in plan.reference:
             hyper = batch.settings[batch.entries[i].group].hyper
             reference_hessian(self.algorithm, estimates[i], batch.states[i], hyper)
-        for group in plan.groups:
-            self._step_group(plan, group, batch.settings)
+        for roster in plan.rosters:
+            self._step_roster(plan, roster, batch.settings)
 
     def settle(self) -> None:
         """Waits until the host knows the outcome of every step, so that step counts are exact."""
@@ -108,12 +107,15 @@ class Engine:
     def _select(self, settings: Settings, param: torch.Tensor) -> Any:
         return self.algorithm.rules.select(settings.hyper, param.ndim)
 
-    def _step_group(self, plan: Plan, group: Any, settings: Sequence[Settings]) -> None:
+    def _select_hessian(self, settings: Settings, param: torch.Tensor) -> Any:
+        return self.algorithm.rules.HESSIAN
+
+    def _step_roster(self, plan: Plan, roster: Roster, settings: Sequence[Settings]) -> None:
         from .launch import on_device
 
-        device = group.bucket.key.device
+        device = roster.bucket.key.device
         with on_device(device):
-            group.bucket.step(plan.rows(group, settings), plan.controls[device].words, Clock(group, settings))
+            roster.bucket.step(plan.rows(roster, settings), plan.controls[device].words, Clock(roster, settings))
 
     def _guard(self, plan: Plan, grads: Sequence[torch.Tensor]) -> bool:
         """Sets the skip flag on every device; False if the host already knows that nothing is to be done."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from . import tables
+from . import launch_tables
 from .batch import Entry, Settings
 from .checks import interpreted
 from .cohorts import Clock
@@ -106,10 +106,10 @@ class ElementwiseBucket:
         self.key, self.spec = key, key.spec
         self.numels = np.array(numels, dtype=np.int64)
         self.origins = np.array(origins, dtype=np.int64)
-        programs, ranges = tables.blocks(self.numels, elementwise.BLOCK)
+        programs, ranges = launch_tables.blocks(self.numels, elementwise.BLOCK)
         self.programs = len(programs)
-        self.chunks = tables.upload(programs, key.device)
-        self.ranges = tables.upload(ranges, key.device)
+        self.chunks = launch_tables.upload(programs, key.device)
+        self.ranges = launch_tables.upload(ranges, key.device)
         sums = max(current.sums for current in key.spec.passes)
         self.partials = torch.empty((self.programs, sums), dtype=torch.float32, device=key.device)
         self.sums = torch.empty((len(numels), sums), dtype=torch.float32, device=key.device)
@@ -119,11 +119,11 @@ class ElementwiseBucket:
         aligned = (pointers % ALIGNMENT == 0).all(axis=1)
         tail = (self.numels, np.where(aligned, self.numels, 0), rows, self.origins)
         table = np.concatenate([pointers, np.stack(tail, axis=1)], axis=1)
-        self.table = tables.upload(table, self.key.device)
+        self.table = launch_tables.upload(table, self.key.device)
 
     def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock | None = None) -> None:
         """All passes of the rule."""
-        scalars = hypers.shape[1] - tables.KEY_WORDS
+        scalars = hypers.shape[1] - launch_tables.KEY_WORDS
         for index, current in enumerate(self.spec.passes):
             constants = elementwise.constants(self.spec, index, self.key.codecs, scalars)
             pointers = (self.table, self.chunks, hypers, control, self.sums, self.partials)
@@ -148,12 +148,12 @@ class FactoredBucket:
         shapes = np.array([tuple(param.shape) for param in params], dtype=np.int64)
         self.rows, self.cols = np.where(self.transposed[:, None], shapes[:, ::-1], shapes).T
         self.origins = np.array(origins, dtype=np.int64)
-        programs, ranges = tables.tiles(self.rows, self.cols, factored.TILE_ROWS, factored.TILE_COLS)
-        vector_blocks = tables.vectors(self.rows, self.cols, factored.VECTOR_BLOCK)
+        programs, ranges = launch_tables.tiles(self.rows, self.cols, factored.TILE_ROWS, factored.TILE_COLS)
+        vector_blocks = launch_tables.vectors(self.rows, self.cols, factored.VECTOR_BLOCK)
         self.programs, self.vector_programs = len(programs), len(vector_blocks)
-        row_ranges = tables.blocks(self.rows, factored.VECTOR_BLOCK)[1]  # of the programs that step row vectors
+        row_ranges = launch_tables.blocks(self.rows, factored.VECTOR_BLOCK)[1]  # of the programs that step row vectors
         self.tiles, self.vectors, self.ranges, self.row_ranges = (
-            tables.upload(array, key.device) for array in (programs, vector_blocks, ranges, row_ranges)
+            launch_tables.upload(array, key.device) for array in (programs, vector_blocks, ranges, row_ranges)
         )
         row_partials = self.rows * -(-self.cols // factored.TILE_COLS)
         col_partials = self.cols * -(-self.rows // factored.TILE_ROWS)
@@ -170,11 +170,11 @@ class FactoredBucket:
         vectorized = (pointers[:, :2] % ALIGNMENT == 0).all(axis=1) & (self.cols % 8 == 0)
         tail = (self.rows, self.cols, vectorized, *self.partial_starts, rows, self.origins)
         table = np.concatenate([pointers, np.stack(tail, axis=1)], axis=1)
-        self.table = tables.upload(table, self.key.device)
+        self.table = launch_tables.upload(table, self.key.device)
 
     def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock | None = None) -> None:
         """Tile sums, moments, the sum of `row_var`, norms, update."""
-        constants = factored.constants(self.spec, self.key.codecs, hypers.shape[1] - tables.KEY_WORDS)
+        constants = factored.constants(self.spec, self.key.codecs, hypers.shape[1] - launch_tables.KEY_WORDS)
         tiles = (self.table, self.tiles, hypers, control, self.workspace)
         vectors = (self.table, self.vectors, hypers, control, self.workspace, self.vector_sums)
         launch(factored.factored_sums_kernel, self.programs, *tiles, **constants["sums"])
@@ -218,9 +218,9 @@ class NormBucket:
         codec = CODECS[DTYPE_NAMES[tensors[0].dtype]]
         key = BucketKey(device, reductions.SQUARED_NORM, (codec, codec))
         self.bucket = ElementwiseBucket(key, [tensor.numel() for tensor in tensors], [0] * len(tensors))
-        self.hypers = torch.zeros((1, tables.KEY_WORDS), dtype=torch.float32, device=device)
-        self.control = tables.upload(np.array([1.0, 0.0, 0.0], dtype=np.float32), device)
-        self.everything = tables.upload(np.array([[0, len(tensors)]], dtype=np.int64), device)
+        self.hypers = torch.zeros((1, launch_tables.KEY_WORDS), dtype=torch.float32, device=device)
+        self.control = launch_tables.upload(np.array([1.0, 0.0, 0.0], dtype=np.float32), device)
+        self.everything = launch_tables.upload(np.array([[0, len(tensors)]], dtype=np.int64), device)
         self.total = torch.empty((1, 2), dtype=torch.float32, device=device)
 
     def place(self, pointers: Any) -> None:

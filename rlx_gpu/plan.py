@@ -12,7 +12,7 @@ import torch
 
 from .batch import Batch, Entry, Settings
 from .checks import check_grad, check_param, check_state, runs_kernels
-from .cohorts import Group
+from .cohorts import Roster
 from .control import IN_FLIGHT, Control, SkipLedger
 from .state import STEP, State, expected_state, is_scalar_slot, new_slot, same_layout
 from .table import Algorithm
@@ -66,16 +66,16 @@ class Plan:
             if not same_layout(entry.param, grad)
         }
         self.reference = [i for i, entry in enumerate(self.entries) if not runs_kernels(entry.param.device)]
-        self.groups = self._groups(batch, select)
+        self.rosters = self._rosters(batch, select)
         # Where the host steps parameters itself, or launches by the step's number, it waits to know what was skipped.
-        self.host_decides = bool(self.reference) or any(group.bucket.key.spec.scheduled for group in self.groups)
-        self.controls = {device: Control(device) for device in {group.bucket.key.device for group in self.groups}}
+        self.host_decides = bool(self.reference) or any(roster.bucket.key.spec.scheduled for roster in self.rosters)
+        self.controls = {device: Control(device) for device in {roster.bucket.key.device for roster in self.rosters}}
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
         self.slots = slots_of(batch)
         self.owned = list(map(_pointer, chain(self.params, self.slots)))
         self.param_layouts = layouts(self.params)
-        shaped = any(group.bucket.key.spec.shaped for group in self.groups)
+        shaped = any(roster.bucket.key.spec.shaped for roster in self.rosters)
         self.shapes = list(map(_size, self.params)) if shaped else []  # elsewhere a matrix is as good as a vector
         self._remember_grads(batch.grads)
         self._place(batch)
@@ -107,16 +107,16 @@ class Plan:
         expected = [self.expected_steps, *self.expected_counters.values()]
         return all(np.array_equal(*pair, equal_nan=True) for pair in zip(counters, expected, strict=True))
 
-    def rows(self, group: Group, settings: Sequence[Settings]) -> torch.Tensor:
+    def rows(self, roster: Roster, settings: Sequence[Settings]) -> torch.Tensor:
         """The hyperparameters of this step, on the device."""
-        return group.rows(self.algorithm, settings, self.ledger.pending, self.width)
+        return roster.rows(self.algorithm, settings, self.ledger.pending, self.width)
 
     def advance(self, by: int) -> None:
         """Counts updates: one after a step, back when the device turns out to have skipped some."""
         self.steps += np.float32(by)
         self.expected_steps += np.float32(by)
-        for group in self.groups:
-            group.advance(by, self.width, self.counters, self.expected_counters)
+        for roster in self.rosters:
+            roster.advance(by, self.width, self.counters, self.expected_counters)
 
     def report(self) -> None:
         """Sends the count of skipped steps, the same on every device, on its way to the host."""
@@ -166,7 +166,7 @@ class Plan:
                 if slot in state:
                     state[slot] = views[i]
 
-    def _groups(self, batch: Batch, select: Select) -> list[Group]:
+    def _rosters(self, batch: Batch, select: Select) -> list[Roster]:
         """Sorts the members that the kernels step into buckets."""
         buckets: dict[Any, dict[int, Any]] = {}
         for i, (entry, grad, state) in enumerate(zip(self.entries, batch.grads, batch.states, strict=True)):
@@ -181,21 +181,21 @@ class Plan:
                 continue
             member = Member(entry, grad, state, settings)
             buckets.setdefault(bucket_key(spec, member), {})[i] = member
-        return [self._group(key, members) for key, members in buckets.items()]
+        return [self._roster(key, members) for key, members in buckets.items()]
 
-    def _group(self, key: Any, members: dict[int, Any]) -> Group:
+    def _roster(self, key: Any, members: dict[int, Any]) -> Roster:
         from .launch import make_bucket, on_device
 
         with on_device(key.device):
             bucket = make_bucket(key, list(members.values()))
-        return Group(bucket, key.spec.slots, list(members))
+        return Roster(bucket, key.spec.slots, list(members))
 
     def _norms(self, grads: Sequence[torch.Tensor]) -> list[NormBucket]:
         """The gradients that the kernels read, by device and dtype."""
         from .launch import NormBucket, on_device
 
         kinds: dict[Any, list[int]] = {}
-        for i in [i for group in self.groups for i in group.members]:
+        for i in [i for roster in self.rosters for i in roster.members]:
             kinds.setdefault((grads[i].device, grads[i].dtype), []).append(i)
         buckets = []
         for (device, _), members in kinds.items():
@@ -207,8 +207,8 @@ class Plan:
         """Finds which members share a row from now on: same group, scale, step and counters."""
         self.expected_steps = self.steps.copy()
         self.expected_counters = {slot: array.copy() for slot, array in self.counters.items()}
-        for group in self.groups:
-            group.regroup(self.entries, self.steps, self.counters)
+        for roster in self.rosters:
+            roster.regroup(self.entries, self.steps, self.counters)
 
     def _remember_grads(self, grads: Sequence[torch.Tensor]) -> None:
         self.grad_pointers = list(map(_pointer, grads))
@@ -218,10 +218,10 @@ class Plan:
 
     def _place(self, batch: Batch) -> None:
         """Sends every bucket the addresses of its streams and the rows that its members read."""
-        for group in self.groups:
-            streams = [[self.entries[i].param.data_ptr() for i in group.members], [0] * len(group.members)]
-            streams += [[batch.states[i][slot].data_ptr() for i in group.members] for slot in group.slots]
-            group.pointers = np.array(streams, dtype=np.int64).T
+        for roster in self.rosters:
+            streams = [[self.entries[i].param.data_ptr() for i in roster.members], [0] * len(roster.members)]
+            streams += [[batch.states[i][slot].data_ptr() for i in roster.members] for slot in roster.slots]
+            roster.pointers = np.array(streams, dtype=np.int64).T
         self._place_grads()
 
     def _place_grads(self) -> None:
@@ -229,9 +229,9 @@ class Plan:
         grads = np.array(self.grad_pointers, dtype=np.int64)
         for i, buffer in self.copies.items():
             grads[i] = buffer.data_ptr()
-        for group in self.groups:
-            group.pointers[:, 1] = grads[group.members]
-            group.bucket.place(group.pointers, np.array(group.cohort_of, dtype=np.int64) * self.width)
+        for roster in self.rosters:
+            roster.pointers[:, 1] = grads[roster.members]
+            roster.bucket.place(roster.pointers, np.array(roster.cohort_of, dtype=np.int64) * self.width)
         for norm in self.norms:
             norm.place(grads[list(norm.members)])
 
@@ -248,7 +248,7 @@ def layouts(tensors: Sequence[torch.Tensor]) -> list[Any]:
 
 
 def slot_names(algorithm: Algorithm, settings: Settings) -> Any:
-    """What decides which buffers and which rule a group uses."""
+    """What decides which buffers and which rule a param group uses."""
     hyper = settings.hyper
     choices = [hyper[name] for name in algorithm.structural]
     return settings.storage, choices, tuple(algorithm.reference.init_state((1, 1), **hyper))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .. import tables
+from .. import launch_tables
 from ..kernels.codecs import CODECS
 from ..kernels.spec import RuleSpec
 from ..launch import BucketKey, ElementwiseBucket, on_device
@@ -25,7 +25,7 @@ class _Batch:
         codecs = tuple(CODECS[name] for name in names)
         with on_device(device):
             self.bucket = ElementwiseBucket(BucketKey(device, spec, codecs), [numel] * count, [0] * count)
-            self.control = tables.upload(np.array([1.0, 0.0, 0.0], dtype=np.float32), device)
+            self.control = launch_tables.upload(np.array([1.0, 0.0, 0.0], dtype=np.float32), device)
         self.placed: object = None
 
     def run(self, pointers: np.ndarray, rows: Sequence[tuple[float, ...]]) -> None:
@@ -37,7 +37,7 @@ class _Batch:
             self.bucket.place(pointers, row_of)
             self.placed = placed
         zeros = [0] * len(distinct)
-        hypers = tables.upload(tables.hyper_rows(list(distinct), zeros, zeros), self.bucket.key.device)
+        hypers = launch_tables.upload(launch_tables.hyper_rows(list(distinct), zeros, zeros), self.bucket.key.device)
         self.bucket.step(hypers, self.control)
 
 

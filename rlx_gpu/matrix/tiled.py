@@ -8,9 +8,9 @@ from math import ceil
 import torch
 
 from ..kernels.householder import CONSTANTS, LAUNCH_OPTIONS, householder_kernel
-from ..kernels.split import BLOCK as SPLIT_BLOCK
-from ..kernels.split import split_kernel
 from ..kernels.symmetric import symmetric_product_kernel
+from ..kernels.tf32 import BLOCK as SPLIT_BLOCK
+from ..kernels.tf32 import split_kernel
 from ..kernels.tiles import ALIGNED, Tiling, tilings
 from ..launch import launch, on_device
 from ..state import is_dense

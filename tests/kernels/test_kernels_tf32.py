@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from rlx_gpu import launch
-from rlx_gpu.kernels import split as kernels
-from rlx_gpu.kernels.split import split_kernel
+from rlx_gpu.kernels import tf32 as kernels
+from rlx_gpu.kernels.tf32 import split_kernel
 from rlx_gpu.matrix import products, tiled
 from rlx_gpu.matrix.products import float32_products, matmul
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from rlx_gpu import tables
+from rlx_gpu import launch_tables
 from rlx_gpu.state import is_dense, same_layout
 
 lengths = st.lists(st.integers(0, 300), min_size=1, max_size=6).map(np.array)
@@ -19,7 +19,7 @@ sizes = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, 
 
 @given(lengths, st.integers(1, 130))
 def test_blocks_cover_every_element_once_and_in_order(numels, block):
-    programs, ranges = tables.blocks(numels, block)
+    programs, ranges = launch_tables.blocks(numels, block)
     assert (programs.dtype, ranges.dtype) == (np.int32, np.int64)
     covered = [(t, i) for t, b in programs.tolist() for i in range(b * block, min((b + 1) * block, numels[t]))]
     assert covered == [(t, i) for t, numel in enumerate(numels) for i in range(numel)]
@@ -31,7 +31,7 @@ def test_blocks_cover_every_element_once_and_in_order(numels, block):
 @given(sizes, st.integers(1, 40), st.integers(1, 40))
 def test_tiles_cover_every_element_once(shapes, tile_rows, tile_cols):
     rows, cols = shapes.T
-    programs, ranges = tables.tiles(rows, cols, tile_rows, tile_cols)
+    programs, ranges = launch_tables.tiles(rows, cols, tile_rows, tile_cols)
     seen = [np.zeros(shape, dtype=int) for shape in shapes]
     for tensor, row, col in programs:
         part = seen[tensor][row * tile_rows : (row + 1) * tile_rows, col * tile_cols : (col + 1) * tile_cols]
@@ -44,7 +44,7 @@ def test_tiles_cover_every_element_once(shapes, tile_rows, tile_cols):
 
 @given(sizes, st.integers(1, 40))
 def test_vectors_cover_every_row_and_column_once(shapes, block):
-    programs = tables.vectors(*shapes.T, block)
+    programs = launch_tables.vectors(*shapes.T, block)
     assert programs.dtype == np.int32
     covered = [(t, s, i) for t, s, b in programs for i in range(b * block, min((b + 1) * block, shapes[t][s]))]
     wanted = [(t, side, i) for t, shape in enumerate(shapes) for side in (0, 1) for i in range(shape[side])]
@@ -64,8 +64,8 @@ def test_vectors_cover_every_row_and_column_once(shapes, block):
 )
 def test_hyper_rows_hold_scalars_and_every_bit_of_step_and_seed(rows):
     scalars, steps, seeds = zip(*rows, strict=True)
-    table = tables.hyper_rows(scalars, steps, seeds)
-    assert table.dtype == np.float32 and table.shape == (len(rows), 3 + tables.KEY_WORDS)
+    table = launch_tables.hyper_rows(scalars, steps, seeds)
+    assert table.dtype == np.float32 and table.shape == (len(rows), 3 + launch_tables.KEY_WORDS)
     assert_array_equal(table[:, :3], np.array(scalars).astype(np.float32))
     words = table.view(np.uint32)[:, 3:].astype(np.uint64)
     assert_array_equal(words[:, 0], np.array(steps, dtype=np.uint64))
@@ -73,8 +73,8 @@ def test_hyper_rows_hold_scalars_and_every_bit_of_step_and_seed(rows):
 
 
 def test_upload_keeps_the_bits_of_a_table():
-    table = tables.hyper_rows([(1.0,)], [0x7F800001], [0xFFFFFFFFFFFFFF])  # signalling NaN patterns
-    sent = tables.upload(table, torch.device("cpu"))
+    table = launch_tables.hyper_rows([(1.0,)], [0x7F800001], [0xFFFFFFFFFFFFFF])  # signalling NaN patterns
+    sent = launch_tables.upload(table, torch.device("cpu"))
     assert_array_equal(sent.numpy().view(np.uint32), table.view(np.uint32))
 
 

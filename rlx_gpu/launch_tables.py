@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,3 @@ def hyper_rows(scalars: Sequence[tuple[float, ...]], steps: Sequence[int], seeds
     words[:, -2] = [seed & 0xFFFFFFFF for seed in seeds]
     words[:, -1] = [seed >> 32 & 0xFFFFFFFF for seed in seeds]
     return table
-
-
-def columns(named: Mapping[str, Sequence[int] | Array]) -> Array:
-    """An int64 table from its columns."""
-    return np.stack([np.asarray(column, dtype=np.int64) for column in named.values()], axis=1)
