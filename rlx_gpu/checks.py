@@ -5,24 +5,10 @@ from __future__ import annotations
 import torch
 
 from .batch import Entry
-from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, State, is_count, is_dense, same_layout
+from .dispatch import runs_kernels
+from .layout import is_dense, same_layout
+from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, State, is_count
 from .table import Algorithm
-
-
-def runs_kernels(device: torch.device) -> bool:
-    """Whether the Triton kernels step tensors of this device: CUDA always, the CPU if they are interpreted."""
-    return device.type == "cuda" or (device.type == "cpu" and interpreted())
-
-
-def interpreted() -> bool:
-    """Whether Triton was told, before it was imported, to interpret kernels on the CPU."""
-    try:
-        from triton.runtime.interpreter import InterpretedFunction
-
-        from .kernels.elementwise import fused_step_kernel
-    except ImportError:
-        return False
-    return isinstance(fused_step_kernel, InterpretedFunction)
 
 
 def check_param(name: str, param: torch.Tensor) -> None:

@@ -13,8 +13,8 @@ import torch
 
 from . import launch_tables
 from .batch import Entry, Settings
-from .checks import interpreted
 from .cohorts import Clock
+from .dispatch import interpreted
 from .kernels import elementwise, factored, reductions
 from .kernels.arithmetic import LAUNCH_OPTIONS
 from .kernels.codecs import ALIGNMENT, CODECS, Codec

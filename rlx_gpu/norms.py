@@ -10,9 +10,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from . import reference
-from .checks import runs_kernels
+from .dispatch import runs_kernels
+from .layout import is_dense
 from .reference.norms import MAX_NORM
-from .state import PARAM_DTYPES, is_dense
+from .state import PARAM_DTYPES
 
 
 def l2_norm(x: Any) -> Any:

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from .batch import Batch, Entry, Settings
-from .checks import check_grad, check_param, check_state, runs_kernels
+from .checks import check_grad, check_param, check_state
 from .cohorts import Roster
 from .control import IN_FLIGHT, Control, SkipLedger
-from .state import STEP, State, expected_state, is_scalar_slot, new_slot, same_layout
+from .dispatch import runs_kernels
+from .layout import same_layout
+from .state import STEP, State, expected_state, is_scalar_slot, new_slot
 from .table import Algorithm
 
 if TYPE_CHECKING:

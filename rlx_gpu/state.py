@@ -1,4 +1,4 @@
-"""A parameter's state: which buffers it needs, in which format, and whether a tensor's memory is one flat array."""
+"""A parameter's state: which buffers it needs, and in which format."""
 
 from __future__ import annotations
 
@@ -49,24 +49,6 @@ class Storage:
         if param.dtype == torch.float64:
             return torch.float64
         return torch.float32 if full else STATE_DTYPES[self.state_dtype]
-
-
-def is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the elements fill one stretch of memory without gaps or overlaps, in any order of dimensions."""
-    if tensor.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def same_layout(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether equal flat positions of two dense tensors of one shape are equal elements."""
-    strides = zip(left.shape, left.stride(), right.stride(), strict=True)
-    return all(a == b for size, a, b in strides if size != 1)
 
 
 def is_scalar_slot(algorithm: Algorithm, slot: str) -> bool:

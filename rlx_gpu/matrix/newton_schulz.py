@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..checks import runs_kernels
+from ..dispatch import runs_kernels
+from ..layout import is_dense
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
-from ..state import is_dense
 from .products import faster_side, full_float32, symmetric_product
 
 Triples = Sequence[Triple]

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ..checks import runs_kernels
+from ..dispatch import runs_kernels
 
 # From where on three products in TF32, of operands split in two, are faster than one in float32.
 SPLIT_SIDE = 768  # of each of the three sizes

@@ -13,7 +13,7 @@ from ..kernels.tf32 import BLOCK as SPLIT_BLOCK
 from ..kernels.tf32 import split_kernel
 from ..kernels.tiles import ALIGNED, Tiling, tilings
 from ..launch import launch, on_device
-from ..state import is_dense
+from ..layout import is_dense
 
 
 def symmetric_product(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..checks import interpreted
+from ..dispatch import interpreted
 from ..doctor import driver_version
 from .cases import DEFAULT_SHAPES, Case, parse_shapes
 from .outcome import Outcome

@@ -11,7 +11,7 @@ import torch
 import rlx_gpu
 
 from .. import launch, reference
-from ..checks import runs_kernels
+from ..dispatch import runs_kernels
 from ..optimizer import origin
 from ..state import DTYPE_NAMES, STEP
 from .cases import Array, Case, gradient, normal, places, tensor_of

@@ -74,7 +74,7 @@ def summarize(config: TrainConfig, result: RunResult) -> Summary:
 
 def where(device: torch.device) -> str:
     """The device, and which implementation of the optimizers it gets."""
-    from rlx_gpu.checks import interpreted, runs_kernels
+    from rlx_gpu.dispatch import interpreted, runs_kernels
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if not runs_kernels(device):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from rlx_gpu import launch_tables
-from rlx_gpu.state import is_dense, same_layout
+from rlx_gpu.layout import is_dense, same_layout
 
 lengths = st.lists(st.integers(0, 300), min_size=1, max_size=6).map(np.array)
 sizes = st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), min_size=1, max_size=5).map(np.array)
