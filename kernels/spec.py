@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 Hyper = Mapping[str, Any]
 Counters = MutableMapping[str, float]
+Start = Callable[[Hyper, int, int], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class RuleSpec:
     counters: Mapping[str, float] | None = None
     shaped: ClassVar[bool] = False  # whether a parameter's shape matters, and not only its elements
     scheduled: ClassVar[bool] = False
+    starts: ClassVar[Mapping[str, Start]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,7 @@ class FactoredSpec:
     slots: tuple[str, ...] = ("row_var", "col_var")
     shaped: ClassVar[bool] = True
     scheduled: ClassVar[bool] = False
+    starts: ClassVar[Mapping[str, Start]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +94,8 @@ class MatrixSpec:
         flat: whether a parameter is one vector.
         numbers: those of the slots that hold one number for each matrix.
         counters: as in `RuleSpec`.
+        starts: of counters that begin apart, `(hyper, place, count) -> value`: where a matrix begins that is the
+            place-th, from 0, of `count` new ones of its shape.
     """
 
     name: str
@@ -101,4 +106,5 @@ class MatrixSpec:
     flat: bool = False
     numbers: tuple[str, ...] = ()
     counters: Mapping[str, float] | None = None
+    starts: Mapping[str, Start] = field(default_factory=dict)
     shaped: ClassVar[bool] = True

@@ -60,7 +60,7 @@ class Plan:
         for (entry, _, state), slots in zip(members, missing, strict=True):
             storage = batch.settings[entry.group].storage
             state.update({slot: new_slot(algorithm, slot, initial, entry.param, storage) for slot, initial in slots})
-        self._stagger(batch, missing)
+        self._start(batch, select, missing)
         self._home_counters(batch.states)
         self.copies = {
             i: torch.empty_like(entry.param, dtype=grad.dtype, requires_grad=False)
@@ -143,17 +143,17 @@ class Plan:
             raise ValueError(f"parameter {entry.name!r}: state slot {STEP!r} is missing; found {sorted(state)}")
         return [(slot, value) for slot, value in initial.items() if slot not in state]
 
-    def _stagger(self, batch: Batch, missing: Sequence[Sequence[tuple[str, Any]]]) -> None:
-        """Spreads what happens once a period evenly over it, among new matrices of one shape."""
+    def _start(self, batch: Batch, select: Select, missing: Sequence[Sequence[tuple[str, Any]]]) -> None:
+        """Sets what begins apart among new matrices of one shape, by their rule."""
         new: dict[Any, list[int]] = {}
         for i, (entry, slots) in enumerate(zip(self.entries, missing, strict=True)):
-            staggered = batch.settings[entry.group].hyper.get("stagger") and runs_kernels(entry.param.device)
-            if staggered and any(slot == "phase" for slot, _ in slots):
-                new.setdefault((entry.group, entry.param.shape), []).append(i)
-        for (group, _), members in new.items():
-            period = batch.settings[group].hyper["precondition_frequency"]
+            if slots and runs_kernels(entry.param.device):
+                starts = select(batch.settings[entry.group], entry.param).starts
+                for slot in [slot for slot, _ in slots if slot in starts]:
+                    new.setdefault((slot, starts[slot], entry.group, entry.param.shape), []).append(i)
+        for (slot, start, group, _), members in new.items():
             for place, i in enumerate(members):
-                batch.states[i]["phase"].fill_(place * period // len(members))
+                batch.states[i][slot].fill_(start(batch.settings[group].hyper, place, len(members)))
 
     def _home_counters(self, states: Sequence[State]) -> None:
         """Moves the host-side scalars of all members into one array a slot; the states keep views."""

@@ -26,6 +26,11 @@ def rotated_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float,
     return hyper["eps"], *moment_scalars(hyper["betas"]), *corrections(hyper["betas"], step)
 
 
+def first_phase(hyper: Hyper, place: int, count: int) -> float:
+    """Spread evenly over the period, so that no step changes the bases of all matrices."""
+    return place * hyper["precondition_frequency"] // count if hyper["stagger"] else 0
+
+
 ROTATED = RuleSpec("soap_rotated", MOMENTS, (Pass(rotated_adam_rule, ("param", *MOMENTS)),), rotated_scalars)
 SOAP = MatrixSpec(
     "soap",
@@ -34,6 +39,7 @@ SOAP = MatrixSpec(
     apply_scalars,
     scheduled=True,
     counters={"phase": 0.0},
+    starts={"phase": first_phase},
 )
 SPECS = (ROTATED,)
 
