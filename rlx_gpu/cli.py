@@ -27,6 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+OPTIMIZERS = "Names in any case, with commas or repeated; all if not given"
+STORAGES = "Storages, such as float32,bfloat16_stochastic, or repeated; all if not given."
+
 
 def main() -> None:
     """Run the command line on this process's arguments."""
@@ -106,22 +109,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
 @app.command()
 def kernels(
     arch: Annotated[str, typer.Option(help="The architecture to compile for; no GPU is needed.")] = "sm_90",
-    optimizer: Annotated[str | None, typer.Option(help="One optimizer's kernels only.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="One storage's kernels only.")] = None,
+    optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}, and the kernels that serve all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=STORAGES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compile every kernel variant and show its registers, spills, vector width and bytes per parameter."""
     from rlx_gpu.compile_report import run
 
-    raise typer.Exit(run(arch, optimizer, dtype, as_json))
+    raise typer.Exit(run(arch, optimizer or (), dtype or (), as_json))
 
 
 @app.command()
 def parity(
-    optimizer: Annotated[
-        list[str] | None, typer.Option(help="One optimizer, in every variant; may be repeated. All if not given.")
-    ] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="One storage; may be repeated. All if not given.")] = None,
+    optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}; each in every variant.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=STORAGES)] = None,
     shapes: Annotated[
         str | None,
         typer.Option(

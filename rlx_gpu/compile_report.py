@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,15 +138,13 @@ def _measure_named(variant: Variant, compiled: Any) -> dict[str, Any]:
         raise
 
 
-def report(
-    arch: str, optimizers: Iterable[str] | None = None, dtypes: Iterable[str] | None = None
-) -> list[dict[str, Any]]:
+def report(arch: str, optimizers: Collection[str] = (), dtypes: Collection[str] = ()) -> list[dict[str, Any]]:
     """Compiles every kernel variant for an architecture such as "sm_90": one dictionary each, with the keys COLUMNS.
 
     Args:
         arch: the architecture.
-        optimizers: names, in any case; None for all, and the kernels that serve all.
-        dtypes: keys of STORAGES; None for all.
+        optimizers: names, in any case; none for all, and the kernels that serve all.
+        dtypes: keys of STORAGES; none for all.
 
     Keys:
         name, family, optimizer, dtype: see `Variant`.
@@ -163,10 +161,10 @@ def report(
     return list(rows(arch, variants(optimizers, dtypes, capability(arch))))
 
 
-def run(arch: str, optimizer: str | None, dtype: str | None, as_json: bool) -> int:
+def run(arch: str, optimizers: Collection[str], dtypes: Collection[str], as_json: bool) -> int:
     """`rlx-gpu kernels`: prints the report as a table or as JSON; the exit status."""
     try:
-        chosen = variants(optimizer and [optimizer], dtype and [dtype], capability(arch))
+        chosen = variants(optimizers, dtypes, capability(arch))
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

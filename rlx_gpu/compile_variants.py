@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from .naming import chosen
 from .table import TABLE, Algorithm
 
 # Codecs of parameter, gradient and every slot, by the name in the dtype column.
@@ -57,10 +58,8 @@ class Variant:
     options: Mapping[str, Any] | None = None
 
 
-def variants(
-    optimizers: Iterable[str] | None = None, dtypes: Iterable[str] | None = None, capability: int = 90
-) -> list[Variant]:
-    """Every kernel variant for an architecture such as 90, or those of some optimizers and storages.
+def variants(optimizers: Collection[str] = (), dtypes: Collection[str] = (), capability: int = 90) -> list[Variant]:
+    """Every kernel variant for an architecture such as 90, or those of some optimizers and storages, if given.
 
     Raises:
         ValueError: an unknown optimizer or dtype.
@@ -72,19 +71,16 @@ def variants(
         raise RuntimeError("compiling kernels needs Triton, which is not installed: pip install triton") from error
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set: Triton interprets kernels and compiles none; unset it")
-    chosen = list(TABLE) if optimizers is None else [_find(name, TABLE, "optimizer") for name in optimizers]
-    storages = list(STORAGES) if dtypes is None else [_find(name, STORAGES, "dtype") for name in dtypes]
-    found = [variant for name in chosen for dtype in storages for variant in _optimizer_variants(TABLE[name], dtype)]
-    if optimizers is not None:
+    storages = chosen(dtypes, STORAGES, "dtype")
+    found = [
+        variant
+        for name in chosen(optimizers, TABLE, "optimizer")
+        for dtype in storages
+        for variant in _optimizer_variants(TABLE[name], dtype)
+    ]
+    if optimizers:
         return found
     return [*found, *_reduction_variants(storages), *_matrix_variants(storages, capability)]
-
-
-def _find(name: str, known: Iterable[str], what: str) -> str:
-    for candidate in known:
-        if candidate.lower() == name.lower():
-            return candidate
-    raise ValueError(f"unknown {what} {name!r}; known: {', '.join(known)}")
 
 
 def _optimizer_variants(algorithm: Algorithm, dtype: str) -> Iterator[Variant]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from rlx_gpu.table import TABLE
 from rlx_gpu.train import loop
 from rlx_gpu.train.checkpoint import load_checkpoint, replace_file
-from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError, canonical_name
+from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError, optimizer_names
 from rlx_gpu.train.data import Corpus, batch, load_corpus
 from rlx_gpu.train.loop import RunResult, learning_rate_share, train
 
@@ -266,7 +266,7 @@ def test_too_little_text_is_an_error_that_names_the_folder(tmp_path: Path) -> No
         ("--width must be a positive multiple", lambda: ModelConfig(width=10)),
         ("--context must be at least 2", lambda: ModelConfig(context=1)),
         ("--layers must be at least 1", lambda: ModelConfig(layers=0)),
-        ("no optimizer 'adamx'; choose from all, SGD", lambda: canonical_name("adamx")),
+        ("no optimizer 'adamx'; choose from all, SGD", lambda: optimizer_names("adamx")),
     ],
 )
 def test_choices_out_of_range_are_named(message: str, make: Callable[[], object]) -> None:

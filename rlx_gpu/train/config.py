@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlx_gpu.naming import spelled
+
 
 class TrainError(RuntimeError):
     """A run that cannot start or go on; its message says why and what to do."""
@@ -81,20 +83,16 @@ class TrainConfig:
         }
 
 
-def optimizer_names() -> list[str]:
-    """The optimizers that can be trained with, in the registry's order."""
-    from rlx_gpu.table import TABLE
-
-    return list(TABLE)
-
-
-def canonical_name(name: str) -> str:
-    """The registry's spelling of an optimizer's name, whatever its case.
+def optimizer_names(name: str) -> list[str]:
+    """The optimizer of this name, in any case; the registry's, in its order, if that is "all".
 
     Raises:
         TrainError: no optimizer has this name; the message lists those there are.
     """
-    for known in optimizer_names():
-        if known.lower() == name.lower():
-            return known
-    raise TrainError(f"there is no optimizer {name!r}; choose from all, {', '.join(optimizer_names())}")
+    from rlx_gpu.table import TABLE
+
+    try:
+        name = spelled(name, ["all", *TABLE], "optimizer")
+    except ValueError as error:
+        raise TrainError(str(error)) from None
+    return list(TABLE) if name == "all" else [name]

@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .config import TrainConfig, TrainError, canonical_name, optimizer_names
+from .config import TrainConfig, TrainError, optimizer_names
 from .data import Corpus, load_corpus
 from .loop import Record, RunResult, train
 from .report import Summary, sample_text, summarize, table, where, write_chart
@@ -56,8 +56,8 @@ def run_session(request: Request, resume_command: str, console: Console | None =
         TrainError: the request cannot be carried out.
     """
     console = console or Console()
-    everything = request.optimizer.lower() == "all"
-    names = optimizer_names() if everything else [canonical_name(request.optimizer)]
+    names = optimizer_names(request.optimizer)
+    everything = len(names) > 1
     out = request.out or Path("runs") / ("all" if everything else names[0].lower())
     device = pick_device(request.device)
     corpus = load_corpus(request.data)

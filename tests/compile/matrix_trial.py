@@ -45,7 +45,7 @@ def run(batch: int, rows: int, inner: int, alpha: float, beta: float) -> None:
 
 def opcodes(name: str, dtype: str, arch: str, optimizer: str | None = None) -> list[str]:
     """What a kernel of the report executes, without what is repeated."""
-    chosen = variants(optimizer and [optimizer], [dtype], int(arch.removeprefix("sm_")))
+    chosen = variants([optimizer] if optimizer else [], [dtype], int(arch.removeprefix("sm_")))
     (variant,) = [one for one in chosen if (one.name, one.dtype) == (name, dtype)]
     with cubin_file(compile_variant(variant, arch)) as cubin:
         code = sass.disassemble(cubin)

@@ -27,7 +27,7 @@ CODE = [Instruction("load", 64, False, SCALAR), *FULL, Instruction("load", 32, T
 def test_command_selects_and_needs_no_torch(tmp_path):
     code = (
         "import sys; from rlx_gpu.compile_report import run\n"
-        "status = run('sm_90', 'lion', 'bfloat16', True)\n"
+        "status = run('sm_90', ['lion'], ['bfloat16'], True)\n"
         "sys.exit(status or 3 * ('torch' in sys.modules))"
     )
     (row,) = run_json(sys.executable, tmp_path, "-c", code)
@@ -53,17 +53,17 @@ def test_an_arch_of_another_form_is_named(arch):
 def test_interpreted_kernels_are_not_compiled(capsys):
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         variants()
-    assert run("sm_90", None, None, False) == 2
+    assert run("sm_90", (), (), False) == 2
     assert "TRITON_INTERPRET" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("choice", [("adamv", None), (None, "float8")])
+@pytest.mark.parametrize("choice", [(["adamv"], ()), ((), ["float8"])])
 def test_an_unknown_choice_lists_the_known(tmp_path, choice):
     code = f"import sys; from rlx_gpu.compile_report import run; sys.exit(run('sm_90', *{choice!r}, True))"
     shown = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
     assert shown.returncode == 2
     assert "unknown" in shown.stderr and ("AdamW" in shown.stderr or "bfloat16_stochastic" in shown.stderr)
-
+    assert "there is no" in shown.stderr and ("AdamW" in shown.stderr or "bfloat16_stochastic" in shown.stderr)
 
 def test_traffic_counts_the_full_path():
     assert traffic(ACCESSES, CODE, BLOCK, threads=128) == Traffic(128, 4)
