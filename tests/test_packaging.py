@@ -1,8 +1,7 @@
-"""What a user installs: the wheel and the sdist are complete, importing is light, and the lock matches the project."""
+"""What a user installs: the wheel and the sdist are complete, the wheel works, and the lock matches the project."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from processes import user_environment
 
 ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "reference", "bench")
@@ -39,10 +39,15 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sources() -> set[str]:
     """Every Python file of the package, as it must be named in a distribution."""
-    own = {file.relative_to(ROOT) for file in (ROOT / "rlx_gpu").glob("*.py")}
-    own |= {file.relative_to(ROOT) for file in (ROOT / "rlx_gpu" / "train").rglob("*.py")}
-    linked = {Path("rlx_gpu") / file.relative_to(ROOT) for name in LINKED for file in (ROOT / name).rglob("*.py")}
-    return {file.as_posix() for file in own | linked}
+    linked = [ROOT / name for name in LINKED]
+    own = [file.relative_to(ROOT) for file in python_files(ROOT / "rlx_gpu")]
+    own += [Path("rlx_gpu") / file.relative_to(ROOT) for folder in linked for file in python_files(folder)]
+    return {file.as_posix() for file in own}
+
+
+def python_files(folder: Path) -> list[Path]:
+    """All below a folder, without following links."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(".py")]
 
 
 def test_links_are_relative() -> None:
@@ -77,47 +82,17 @@ def test_wheel_works_from_a_clean_folder(wheel: Path, tmp_path: Path) -> None:
         "import numpy as np, rlx_gpu\n"
         "optimizer = rlx_gpu.reference.SGD(lr=0.5)\n"
         "param = np.ones(4)\n"
-        "stepped = optimizer.step('w', (4,), param, np.ones(4))\n"
+        "optimizer.step('w', (4,), param, np.ones(4))\n"
         "optimizer.end_iteration()\n"
-        "print(rlx_gpu.__file__, (param if stepped is None else stepped).tolist())"
+        "print(rlx_gpu.__file__, param.tolist())"
     )
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    environment = user_environment(PYTHONPATH=str(site))
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     file, values = done.stdout.strip().split(" ", 1)
     assert Path(file).is_relative_to(site) and values == "[0.5, 0.5, 0.5, 0.5]"
     assert (site / "bin" / "rlx-gpu").exists()
-
-
-def test_importing_is_light_and_changes_nothing() -> None:
-    code = (
-        "import json, os, sys, time, warnings, signal\n"
-        "before = dict(os.environ), signal.getsignal(signal.SIGINT), list(warnings.filters)\n"
-        "start = time.perf_counter()\n"
-        "import rlx_gpu\n"
-        "seconds = time.perf_counter() - start\n"
-        "after = dict(os.environ), signal.getsignal(signal.SIGINT)\n"
-        "heavy = sorted({'torch', 'triton', 'cupy', 'matplotlib', 'typer', 'rich'} & set(sys.modules))\n"
-        "print(json.dumps([seconds, heavy, before[:2] == after]))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    seconds, heavy, unchanged = json.loads(done.stdout)
-    assert seconds < 3 and heavy == [] and unchanged
-
-
-@pytest.mark.parametrize("missing", ["triton", "cupy"])
-def test_a_step_needs_neither_triton_nor_cupy(missing: str) -> None:
-    code = (
-        f"import sys; sys.modules['{missing}'] = None\n"
-        "import torch, rlx_gpu\n"
-        "parameter = torch.nn.Parameter(torch.ones(3)); parameter.grad = torch.ones(3)\n"
-        "rlx_gpu.optim.SGD([parameter], lr=0.5).step()\n"
-        "assert parameter.tolist() == [0.5] * 3 and torch.get_default_dtype() == torch.float32"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
 
 
 def locked() -> dict[str, str]:
