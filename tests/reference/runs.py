@@ -5,6 +5,9 @@ from __future__ import annotations
 from rlx_gpu.reference import algorithms
 from rlx_gpu.reference.hyper import resolve
 
+# Those whose update a sign or a clip bounds: an infinite gradient moves their parameters no further than a large one.
+BOUNDED = ("Lion", "Sophia")
+
 
 def hyper_of(name, **given):
     """All hyperparameters of an optimizer, lr 0.1 unless given."""

@@ -11,21 +11,32 @@ from rlx_gpu import reference
 from rlx_gpu.reference import algorithms
 from rlx_gpu.reference.hyper import REQUIRED, Hyper, resolve, scaled
 
-# (optimizer, hyperparameter, refused values, range in the message); each optimizer's defaults are optimizers.md's.
+ALL = sorted(algorithms())
 NONE, NAN, INF = None, float("nan"), float("inf")
 MATRIX = ("Muon", "SOAP", "KronPSGD")
+
+
+def declaring(hyperparameter, *, but=()):
+    """The optimizers that have this hyperparameter."""
+    return [
+        name
+        for name, algorithm in algorithms().items()
+        if name not in but and hyperparameter in {hyper.name for hyper in algorithm.HYPERPARAMETERS}
+    ]
+
+
+# (optimizer, hyperparameter, refused values, range in the message).
 REFUSED = [
     *[(name, "lr", [-1e-9, NAN, INF, True, "0.1", 1j, [0.1], np.ones(1)], "[0, inf)") for name in algorithms()],
     *[(name, "lr", [NONE], "[0, inf)") for name in algorithms() if name != "Adafactor"],
-    *[(name, "weight_decay", [-0.1, NAN, INF, None], "[0, inf)") for name in algorithms()],
+    *[(name, "weight_decay", [-0.1, NAN, INF, None], "[0, inf)") for name in declaring("weight_decay")],
     *[
         (name, "betas", [(1.0, 0.9), (0.9, 1.5), (-0.1, 0.9), (NAN, 0.9), 0.9, (0.9,), (0.9, 0.9, 0.9), "ab"], "[0, 1)")
-        for name in algorithms()
-        if name not in ("SGD", "Adafactor", "KronPSGD")
+        for name in declaring("betas")
     ],
     *[
         (name, "eps", [-1e-8, NAN, INF, (1e-8, 1e-8)], "[0, inf)")
-        for name in ("Adam", "AdamW", "NAdamW", "RAdam", "QHAdamW", "Sophia", "LAMB", "MARS", "SOAP")
+        for name in declaring("eps", but=("Adafactor", "Muon"))
     ],
     *[(name, "ndim_policy", ["rows", None, 2], "one of fallback, flatten, batch") for name in MATRIX],
     *[(name, "matrix", [None, 1, "yes"], "True or False") for name in MATRIX],
@@ -66,6 +77,7 @@ REFUSED = [
     ("KronPSGD", "max_precond_dim", [-1, 2.5], "a whole number in [0, inf)"),
     ("KronPSGD", "max_precond_skew", [-1.0, INF], "[0, inf)"),
 ]
+# Written down a second time, from papers and packages: a slip in a declaration, or a default that changes, fails here.
 DEFAULTS = {
     "SGD": {"momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0},
     "Adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False},
@@ -164,17 +176,16 @@ def test_message_for_an_element_of_a_list(name, value, message):
 def test_defaults(optimizer):
     expected = {"lr": 0.1, **DEFAULTS[optimizer]}
     assert resolve(algorithms()[optimizer].HYPERPARAMETERS, {"lr": 0.1}, optimizer) == expected
-    assert set(DEFAULTS) == set(algorithms())
 
 
-@pytest.mark.parametrize("optimizer", sorted(DEFAULTS))
+@pytest.mark.parametrize("optimizer", ALL)
 def test_every_declaration_is_documented_and_its_default_allowed(optimizer):
     for hyper in algorithms()[optimizer].HYPERPARAMETERS:
         assert hyper.doc
         assert hyper.default is REQUIRED or hyper.check(hyper.default) == hyper.default
 
 
-@pytest.mark.parametrize("optimizer", sorted(set(DEFAULTS) - {"Adafactor"}))
+@pytest.mark.parametrize("optimizer", sorted(set(ALL) - {"Adafactor"}))
 def test_lr_is_required(optimizer):
     with pytest.raises(TypeError, match=f"{optimizer}: missing required hyperparameter 'lr'"):
         getattr(reference, optimizer)()
@@ -225,12 +236,13 @@ def test_lists_become_tuples_that_can_be_hashed():
     assert hash((sizes.check([1]), coefficients.check([[1, 2, 3]])))
 
 
-@pytest.mark.parametrize("optimizer", sorted(DEFAULTS))
-def test_what_is_structural_is_no_float(optimizer):
-    """A value that decides which rule and which buffers are used can be compared and counted exactly."""
+@pytest.mark.parametrize("optimizer", ALL)
+def test_switches_names_and_counts_are_structural_and_numbers_are_not(optimizer):
+    """What decides which rule and which buffers are used can be compared exactly; a default of None says neither."""
+    structural = {bool: True, str: True, int: True, float: False, tuple: False}
     for hyper in algorithms()[optimizer].HYPERPARAMETERS:
-        numeric = isinstance(hyper.default, float) or hyper.kind == "pair" or hyper.name in ("lr", "shampoo_beta")
-        assert hyper.structural == (not numeric and hyper.name != "momentum_decay")
+        if type(hyper.default) in structural:
+            assert hyper.structural == structural[type(hyper.default)]
 
 
 def test_scaled():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from runs import hyper_of, run
+from runs import BOUNDED, hyper_of, run
 
 from rlx_gpu.reference import algorithms
 
@@ -74,7 +74,7 @@ def test_coupled_decay_is_a_gradient(name, rng):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf], ids=["nan", "inf"])
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("Lion", "Sophia")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in BOUNDED])
 def test_nonfinite_gradients_propagate(name, bad, rng):
     param, grads = trajectory(rng, (5,), steps=2)
     grads[0, 2] = bad
@@ -93,7 +93,7 @@ def test_nonfinite_gradients_spoil_the_whole_matrix(name, bad, rng):
             assert not np.isfinite(run(name, param, spoilt, **FREQUENT.get(name, {}))[0]).any()
 
 
-@pytest.mark.parametrize("name", ["Lion", "Sophia"])
+@pytest.mark.parametrize("name", BOUNDED)
 def test_nan_propagates_through_bounded_updates(name, rng):
     param, grads = trajectory(rng, (5,), steps=1)
     grads[0, 2] = np.nan
