@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import user_environment
+
 ROOT = Path(__file__).parents[2]
 # This interpreter, and those with other versions of Triton that `make compile-matrix` sets up.
 _OTHERS = os.environ.get("RLX_TRITON_PYTHONS", "").split(":")
@@ -17,9 +19,8 @@ ARCHES = ("sm_80", "sm_90", "sm_100") if len(PYTHONS) > 1 else ("sm_90",)
 
 
 def environment(cache: Path, **extra: str) -> dict[str, str]:
-    """This process's environment, but compiling."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return {**inherited, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache), **extra}
+    """This process's environment, but compiling this checkout's kernels into a cache of their own."""
+    return user_environment(PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(cache), **extra)
 
 
 def run_json(python: str, cache: Path, *arguments: str):
