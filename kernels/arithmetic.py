@@ -1,4 +1,4 @@
-"""How every kernel computes: decided here once.
+"""How rules and drivers compute: decided here once. (Matrix kernels have options of their own, in `tiles`.)
 
 Multiply-adds are not contracted and square root and division are correctly rounded, so a float32 operation gives the
 same bits compiled, interpreted and in NumPy. An optimizer step waits for memory, not for these instructions.

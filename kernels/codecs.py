@@ -41,6 +41,7 @@ def _locate(address, offsets, mask, ELEMENT: tl.constexpr):
 
 @triton.jit
 def _load(address, offsets, mask, ELEMENT: tl.constexpr):
+    """Elements as they are stored; 0 where the mask leaves them out."""
     if mask is None:
         return tl.load(_locate(address, offsets, mask, ELEMENT))
     else:
@@ -49,6 +50,7 @@ def _load(address, offsets, mask, ELEMENT: tl.constexpr):
 
 @triton.jit
 def _store(address, offsets, mask, value, ELEMENT: tl.constexpr):
+    """Elements in the format of `value`, where the mask has them."""
     if mask is None:
         tl.store(_locate(address, offsets, mask, ELEMENT), value)
     else:
@@ -57,31 +59,37 @@ def _store(address, offsets, mask, value, ELEMENT: tl.constexpr):
 
 @triton.jit
 def load_float32(addresses, offsets, mask):
+    """As stored."""
     return _load(addresses[0], offsets, mask, tl.float32)
 
 
 @triton.jit
 def store_float32(addresses, offsets, mask, value, key):
+    """As it is."""
     _store(addresses[0], offsets, mask, value, tl.float32)
 
 
 @triton.jit
 def load_float16(addresses, offsets, mask):
+    """Exact: float32 has every float16."""
     return _load(addresses[0], offsets, mask, tl.float16).to(tl.float32)
 
 
 @triton.jit
 def store_float16(addresses, offsets, mask, value, key):
+    """To nearest, ties to even; beyond the largest float16, infinity."""
     _store(addresses[0], offsets, mask, value.to(tl.float16), tl.float16)
 
 
 @triton.jit
 def load_bfloat16(addresses, offsets, mask):
+    """Exact: float32 has every bfloat16."""
     return _load(addresses[0], offsets, mask, tl.bfloat16).to(tl.float32)
 
 
 @triton.jit
 def store_bfloat16(addresses, offsets, mask, value, key):
+    """To nearest, ties to even."""
     _store(addresses[0], offsets, mask, value.to(tl.bfloat16), tl.bfloat16)
 
 

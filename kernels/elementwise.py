@@ -1,6 +1,6 @@
 """The fused multi-tensor driver: any rule over any storage, one launch for every tensor of a model.
 
-Tables, all on the device (built by `rlx_gpu.engine`):
+Tables, all on the device (built by `rlx_gpu.launch` with `rlx_gpu.launch_tables`):
     table   int64 [tensors, columns]: the addresses of the streams' buffers (parameter, gradient, slots in order), then
             NUMEL, VECTOR_END (elements below it lie in full aligned blocks), HYPER_ROW and ORIGIN.
     chunks  int32 [programs, 2]: which tensor, which block of BLOCK elements.

@@ -4,7 +4,7 @@ Six launches serve all matrices: tile sums, moments, `finish_sums_kernel` for th
 `finish_sums_kernel`, update. The update tensor is never stored: the norms and the update recompute it, an entry of the
 gradient times a factor of its row and one of its column, which the moments leave in the workspace.
 
-Tables, all on the device (built by `rlx_gpu.engine`):
+Tables, all on the device (built by `rlx_gpu.launch` with `rlx_gpu.launch_tables`):
     table   int64 [tensors, columns]: the addresses of parameter, gradient, row_var and col_var, then ROWS, COLS,
             VECTORIZED (1: every tile row is 16-byte aligned), ROW_PARTIALS and COL_PARTIALS (first element in the
             workspace, where the moments leave the factors), HYPER_ROW and ORIGIN.

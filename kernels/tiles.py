@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 ALIGNED = 8  # elements: 16 bytes of the narrowest format
-# Tensor cores contract multiply-adds anyway. All registers: left to itself, ptxas spills a few on sm_100 to use fewer.
+# Multiply-adds are contracted, as tensor cores do in any case. A kernel may use every register: of its own accord ptxas
+# uses fewer on sm_100, and spills.
 MATRIX_OPTIONS = {"maxnreg": 255, "enable_fp_fusion": True}
 
 
