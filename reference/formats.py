@@ -22,6 +22,9 @@ def round_to(x: ArrayLike, dtype: str) -> Array:
 
     Returns:
         A float64 array of values of that format. What rounds beyond its largest becomes infinity; NaN stays.
+
+    Raises:
+        ValueError: another dtype.
     """
     values = np.asarray(x, np.float64)
     if dtype == "float64":

@@ -21,7 +21,7 @@ SCALAR_SLOTS = ("mu_product",)  # one number a parameter, kept in float64 whatev
 
 
 def init_state(shape: Shape, *, momentum_decay: float | None = None, **_: Any) -> State:
-    """`exp_avg` and `exp_avg_sq` zeros; with momentum_decay `mu_product`, a 0-d one."""
+    """`exp_avg` and `exp_avg_sq`: zeros. With momentum_decay, `mu_product`: the number one, 0-d."""
     state = {"exp_avg": np.zeros(shape), "exp_avg_sq": np.zeros(shape)}
     return state if momentum_decay is None else {**state, "mu_product": np.ones(())}
 

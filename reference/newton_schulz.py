@@ -87,6 +87,7 @@ def newton_schulz(x: ArrayLike, steps: int = 5, coefficients: Coefficients = "ke
         ValueError: x has fewer than two dimensions, or see `schedule`.
 
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks" (the iteration and "keller");
+    Cesista 2025 (leloykun.github.io/ponder/muon-opt-coeffs), "quintic", in the numbers of Jordan's modded-nanogpt;
     Amsel et al. 2025 (arXiv 2505.16932), "polar_express"; Grishina et al. 2025 (arXiv 2506.10935), "cans".
     """
     matrices = np.asarray(x, np.float64)

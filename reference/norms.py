@@ -13,7 +13,7 @@ MAX_NORM = Hyper("max_norm", interval="[0, inf]", doc="largest norm left alone")
 
 
 def l2_norm(x: ArrayLike) -> float:
-    """‖x‖ = √(Σ x²) over the finite entries of an array of any shape."""
+    """‖x‖ = √(Σ x²) over the finite entries of an array of any shape, in float64."""
     values = np.asarray(x, np.float64)
     return float(np.linalg.norm(values[np.isfinite(values)]))
 
@@ -24,6 +24,9 @@ def global_grad_clip_scale(grads: Iterable[ArrayLike], max_norm: float) -> float
     Args:
         grads: arrays of any shapes; non-finite entries are left out of the norm (see `has_nonfinite`).
         max_norm: in [0, inf].
+
+    Raises:
+        ValueError: max_norm is no number in that range.
     """
     max_norm = MAX_NORM.check(max_norm)
     norm = l2_norm([l2_norm(grad) for grad in grads])

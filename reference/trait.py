@@ -130,7 +130,11 @@ class Optimizer:
         self._stepped.clear()
 
     def set_lr(self, lr: float | None) -> None:
-        """Use another learning rate from the next step on."""
+        """Use another learning rate from the next step on.
+
+        Raises:
+            ValueError: one that the constructor would refuse.
+        """
         self.hyper = resolve(self.algorithm.HYPERPARAMETERS, {**self.hyper, "lr": lr}, self.algorithm.NAME)
 
     def lr_scale(self, name: str) -> float:
@@ -234,6 +238,14 @@ class HessianOptimizer(Optimizer):
         """Mix an estimate of the Hessian's diagonal into one parameter's state, before its first step or any later one.
 
         With skip_nonfinite an estimate that holds a NaN or infinity is ignored.
+
+        Args:
+            name: the parameter's.
+            estimate: an array of the parameter's shape, in float16, float32 or float64.
+
+        Raises:
+            TypeError: not a NumPy array, or not of those formats.
+            ValueError: another shape than the parameter's.
         """
         _check_array(name, "estimate", estimate, np.shape(estimate))
         parameter = self._parameter(name, estimate.shape)

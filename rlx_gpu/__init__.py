@@ -1,8 +1,8 @@
 """Fused GPU optimizers: every algorithm in every storage format, in one launch, checked against a NumPy reference.
 
 `rlx_gpu.AdamW(lr=3e-4)` is the trait, keyed by parameter name, for any trainer; `rlx_gpu.optim.AdamW(params, lr=3e-4)`
-drops in for `torch.optim`; `rlx_gpu.reference.AdamW(lr=3e-4)` is the same in NumPy and float64. Importing this package
-imports neither torch nor Triton; using it does.
+drops in for `torch.optim`; `rlx_gpu.reference.AdamW(lr=3e-4)` is the trait in NumPy and float64, without `device` and
+`grad_scale`. Importing this package imports neither torch nor Triton; using it does.
 """
 
 from __future__ import annotations

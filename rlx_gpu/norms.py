@@ -25,6 +25,9 @@ def l2_norm(x: Any) -> Any:
     Returns:
         A 0-d float32 tensor on x's device, summed in a fixed order; a float for a NumPy array. The squares are formed
         in float32, so entries beyond 1e19 overflow to infinity.
+
+    Raises:
+        TypeError: none of these, a sparse tensor, or one of no float dtype.
     """
     if isinstance(x, np.ndarray):
         return reference.l2_norm(x)
@@ -42,6 +45,10 @@ def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
 
     Returns:
         A 0-d float32 tensor on the first gradient's device; a float for NumPy arrays and for no gradients at all.
+
+    Raises:
+        TypeError: as in `l2_norm`.
+        ValueError: max_norm is no number in that range.
     """
     max_norm = MAX_NORM.check(max_norm)
     present = [grad for grad in grads if grad is not None]

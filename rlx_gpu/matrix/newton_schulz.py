@@ -140,7 +140,8 @@ def newton_schulz(
         TypeError: x is not a dense float tensor, or a dtype is none of the three.
         ValueError: x has fewer than two dimensions, or steps, coefficients or eps are out of range.
 
-    Source: Jordan et al. 2024 (Muon), after Kovarik 1970 and Björck & Bowie 1971.
+    Source: Jordan et al. 2024 (Muon), after Kovarik 1970 and Björck & Bowie 1971; "quintic", "polar_express" and "cans"
+    as in `rlx_gpu.reference.newton_schulz`.
     """
     dtype = _check(x, dtype)
     triples, eps = schedule(coefficients, steps), EPS.check(eps)
