@@ -15,11 +15,11 @@ import torch
 from typer.testing import CliRunner, Result
 
 from rlx_gpu.cli import app
-from rlx_gpu.compile_report import STORAGES
+from rlx_gpu.compile_variants import STORAGES
 from rlx_gpu.parity.cases import DEFAULT_SHAPES, parse_shapes, places, tensor_of
-from rlx_gpu.parity.formats import distance, nearest, stochastic
+from rlx_gpu.parity.intervals import distance, nearest, stochastic
 from rlx_gpu.parity.outcome import Error, Outcome
-from rlx_gpu.parity.tolerances import find_storages
+from rlx_gpu.parity.storages import find_storages
 from rlx_gpu.parity.trial import run_trial
 from rlx_gpu.parity.variants import COMMON, Variant, find_algorithms, variants
 from rlx_gpu.reference.formats import FORMATS, round_to, stochastic_bfloat16
@@ -82,8 +82,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (["--optimizer", "AdamX"], "unknown optimizer 'AdamX'; known: SGD, "),
-            (["--dtype", "int8"], "unknown dtype 'int8'; known: float32, "),
+            (["--optimizer", "AdamX"], "there is no optimizer 'AdamX'; choose from SGD, "),
+            (["--dtype", "int8"], "there is no dtype 'int8'; choose from float32, "),
             (["--shapes", "127;33"], "shape '127;33' must look like"),
             (["--shapes", ""], "shape '' must look like"),
             (["--shapes", "33x"], "shape '33x' must look like"),
@@ -149,7 +149,7 @@ class TestVariants:
         assert all(variant.hyper["weight_decay"] == COMMON["weight_decay"] for variant in variants(algorithm))
 
 
-class TestFormats:
+class TestIntervals:
     @pytest.fixture
     def values(self) -> Any:
         rng = np.random.default_rng(5)
@@ -198,7 +198,7 @@ class TestFormats:
 class TestWrongKernels:
     """A reference that computes something else is, for the comparison, a kernel that does."""
 
-    @pytest.mark.parametrize("storage", find_storages([]), ids=lambda storage: storage.name)
+    @pytest.mark.parametrize("storage", find_storages(), ids=str)
     @pytest.mark.parametrize("algorithm", TABLE.values(), ids=lambda algorithm: algorithm.name)
     def test_half_the_weight_decay(self, algorithm: Any, storage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         variant = Variant(algorithm, {})

@@ -23,15 +23,18 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True)
 class Case:
-    """One parameter; its name is how `parse_shapes` reads it."""
+    """One parameter, and the memory layouts (LAYOUTS) of itself and of its gradients."""
 
     name: str
     shape: tuple[int, ...]
-    layout: str
+    layout: str = LAYOUTS[0]
+    grad_layout: str = LAYOUTS[0]
 
 
 def parse_shapes(text: str) -> tuple[Case, ...]:
-    """The parameters of a list such as "scalar,127,33x128,16x9:transposed,300:unaligned".
+    """The parameters of a list such as "scalar,127,33x128,16x9:transposed,300:unaligned", named as they stand there.
+
+    Gradients are contiguous, those of unaligned parameters unaligned.
 
     Raises:
         ValueError: not of this form, a shape named twice, or a transposed one that is no matrix.
@@ -48,7 +51,7 @@ def parse_shapes(text: str) -> tuple[Case, ...]:
         shape = () if sizes == "scalar" else tuple(map(int, sizes.split("x")))
         if layout == "transposed" and len(shape) != 2:
             raise ValueError(f"shape {token!r}: only a matrix can be transposed")
-        cases.append(Case(token, shape, layout))
+        cases.append(Case(token, shape, layout, layout if layout == "unaligned" else LAYOUTS[0]))
     if len({case.name for case in cases}) < len(cases):
         raise ValueError(f"shapes must differ from each other, got {text!r}")
     return tuple(cases)
@@ -73,7 +76,7 @@ def tensor_of(values: Array, dtype: str, layout: str, device: torch.device) -> t
     if layout == "transposed":
         return source.t().contiguous().t()
     if layout == "unaligned":
-        return torch.cat([source.new_zeros(1), source.flatten()])[1:].view(source.shape)
+        return torch.cat([source.new_full((1,), float("nan")), source.flatten()])[1:].view(source.shape)
     return source
 
 

@@ -19,7 +19,8 @@ from ..dispatch import interpreted
 from ..doctor import driver_version
 from .cases import DEFAULT_SHAPES, Case, parse_shapes
 from .outcome import Outcome
-from .tolerances import Storage, find_storages, tolerance
+from .storages import Formats, find_storages
+from .tolerances import tolerance
 from .variants import Variant, find_algorithms, variants
 
 TABLE_WIDTH = 150
@@ -65,23 +66,23 @@ def describe(device: torch.device) -> Machine:
 
 
 def results(
-    chosen: Iterable[tuple[Variant, Storage]], cases: Sequence[Case], steps: int, device: torch.device
+    chosen: Iterable[tuple[Variant, Formats]], cases: Sequence[Case], steps: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
     """A row for each variant in each storage, as it is ready."""
     from .trial import run_trial
 
-    for variant, storage in chosen:
-        yield row(variant, storage, cases, run_trial(variant, storage, cases, steps, device))
+    for variant, formats in chosen:
+        yield row(variant, formats, cases, run_trial(variant, formats, cases, steps, device))
 
 
-def row(variant: Variant, storage: Storage, cases: Sequence[Case], outcome: Outcome) -> dict[str, Any]:
+def row(variant: Variant, formats: Formats, cases: Sequence[Case], outcome: Outcome) -> dict[str, Any]:
     """What a trial has found, for JSON; errors relative to the largest magnitude of their array, null if not finite."""
-    tolerances = [str(tolerance(variant.spec(len(case.shape)), storage)) for case in cases]
+    tolerances = [str(tolerance(variant.spec(len(case.shape)), formats)) for case in cases]
     return {
         "optimizer": variant.algorithm.name,
         "variant": variant.label,
         "hyper": variant.hyper,
-        "dtype": storage.name,
+        "dtype": formats.name,
         "passed": not outcome.failures,
         "launches": outcome.launches,
         "worst": {
@@ -97,7 +98,7 @@ def run(optimizers: Sequence[str], dtypes: Sequence[str], shapes: str | None, st
     """`rlx-gpu parity`: prints a table or JSON; the exit status, 1 if anything fails."""
     try:
         cases = parse_shapes(DEFAULT_SHAPES if shapes is None else shapes)
-        algorithms, storages = find_algorithms(optimizers), find_storages(list(dtypes))
+        algorithms, storages = find_algorithms(optimizers), find_storages(dtypes)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -106,7 +107,7 @@ def run(optimizers: Sequence[str], dtypes: Sequence[str], shapes: str | None, st
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    chosen = [(v, storage) for algorithm in algorithms for v in variants(algorithm) for storage in storages]
+    chosen = [(v, formats) for algorithm in algorithms for v in variants(algorithm) for formats in storages]
     found = list(with_progress(results(chosen, cases, steps, device), len(chosen)))
     machine, passed = describe(device), all(one["passed"] for one in found)
     if as_json:

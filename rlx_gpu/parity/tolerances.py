@@ -1,7 +1,7 @@
 """How far a kernel may be from the float64 reference, and why: one row per kind of rule, for one step.
 
 Every step starts from the numbers that the kernels have stored, so that errors do not add up and any number of steps is
-held to the same tolerance. The rounding of a storage format is no error (`rlx_gpu.parity.formats`). Every element has
+held to the same tolerance. The rounding of a storage format is no error (`rlx_gpu.parity.intervals`). Every element has
 to pass, and NaN never does.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..compile_report import STORAGES
 from ..state import STEP
+from .storages import Formats
 
 
 @dataclass(frozen=True)
@@ -110,48 +110,9 @@ TOLERANCES = {
 JUMP, NUDGE = 1e-3, 2.0**-20
 
 
-@dataclass(frozen=True)
-class Storage:
-    """Number formats, by the name they have in `rlx-gpu kernels`: of parameters, gradients and state."""
-
-    name: str
-
-    @property
-    def param(self) -> str:
-        """Format of the parameters."""
-        return STORAGES[self.name][0].removesuffix("_stochastic")
-
-    @property
-    def rounding(self) -> str:
-        """How the parameters are rounded."""
-        return "stochastic" if STORAGES[self.name][0].endswith("_stochastic") else "nearest"
-
-    @property
-    def grad(self) -> str:
-        """Format of the gradients."""
-        return STORAGES[self.name][1]
-
-    @property
-    def state(self) -> str:
-        """Format of the state."""
-        return STORAGES[self.name][2]
-
-
-def find_storages(names: list[str]) -> list[Storage]:
-    """The storages of these names; all if there are none.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    for name in names:
-        if name not in STORAGES:
-            raise ValueError(f"unknown dtype {name!r}; known: {', '.join(STORAGES)}")
-    return [Storage(name) for name in names or STORAGES]
-
-
-def tolerance(spec: Any, storage: Storage) -> Tolerance:
+def tolerance(spec: Any, formats: Formats) -> Tolerance:
     """The row of a rule (`rlx_gpu.kernels.spec`)."""
-    return TOLERANCES[storage.state][kind(spec)]
+    return TOLERANCES[formats.state][kind(spec)]
 
 
 def kind(spec: Any) -> str:

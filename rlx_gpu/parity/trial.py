@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import rlx_gpu
-
 from .. import launch, reference
 from ..dispatch import runs_kernels
 from ..optimizer import origin
 from ..state import DTYPE_NAMES, STEP
 from .cases import Array, Case, gradient, normal, places, tensor_of
-from .formats import Interval, distance, nearest, stochastic
+from .intervals import Interval, distance, nearest, stochastic
 from .outcome import Error, Outcome
-from .tolerances import JUMP, NUDGE, Storage, tolerance
+from .storages import Formats
+from .tolerances import JUMP, NUDGE, tolerance
 from .variants import Variant
 
 SEED = 2**33 + 1  # of stochastic rounding: both words of the key count
@@ -26,67 +25,119 @@ Arrays = dict[str, Array]  # by "param/<name>", "<slot>/<name>" and "step/<name>
 
 
 class Trial:
-    """Steps an optimizer of `rlx_gpu` on tensors, and after every step asks the reference what it should have done.
+    """Steps an optimizer of `rlx_gpu` on tensors, and asks the reference what every step should have done.
 
     Args:
         variant: the optimizer.
-        storage: formats.
+        formats: how its numbers are stored.
         cases: the parameters, all stepped in one batch.
         device: where they lie.
+        options: of both constructors.
     """
 
-    def __init__(self, variant: Variant, storage: Storage, cases: Sequence[Case], device: torch.device) -> None:
-        self.variant, self.storage, self.cases, self.device = variant, storage, cases, device
+    def __init__(
+        self, variant: Variant, formats: Formats, cases: Sequence[Case], device: torch.device, **options: Any
+    ) -> None:
+        self.variant, self.formats, self.cases, self.device = variant, formats, cases, device
+        self.options = options
         self.rng = np.random.default_rng(23)
-        options = {"state_dtype": storage.state, "rounding": storage.rounding, "seed": SEED}
-        self.kernels = variant.make(rlx_gpu, device=device, **options)
-        self.params = {
-            case.name: tensor_of(normal(case, self.rng, storage.param), storage.param, case.layout, device)
-            for case in cases
-        }
-        self.tolerances = {case.name: tolerance(variant.spec(len(case.shape)), storage) for case in cases}
+        stored: dict[str, Any] = {"state_dtype": formats.state, "rounding": formats.rounding, "seed": SEED}
+        self.kernels = variant.make(device=device, **stored, **options)
+        self.params = {case.name: self.tensor(self.start(case), formats.param, case.layout) for case in cases}
+        self.tolerances = {case.name: tolerance(variant.spec(len(case.shape)), formats) for case in cases}
         self.outcome = Outcome()
-        self.t = self.steps = 0
+        self.t = 0
         self._warm_up(max((row.warm for row in self.tolerances.values()), default=0))
 
     def step(self) -> None:
-        """One update of every parameter, and of the Hessian where the optimizer keeps one; compares all arrays."""
-        if self.steps == EARLY:
-            self._count_from(LATE - 1)
-        self.steps += 1
+        """One iteration, and what is wrong with it."""
+        self.advance()
+        self.compare()
+
+    def advance(self, cases: Sequence[Case] | None = None) -> None:
+        """One update of these parameters, all unless given, and of their Hessian where the optimizer keeps one."""
         self.t += 1
-        grads = {case.name: gradient(case, self.rng, self.storage.grad, self.t) for case in self.cases}
-        estimates = self._estimates()
-        before, before_launches = self._stored(), launch.launches.total()
-        self._step_kernels(grads, estimates)
-        launched = launch.launches.total() - before_launches
+        self.stepped = self.cases if cases is None else cases
+        self.grads = {case.name: self.gradient(case) for case in self.stepped}
+        self.estimates = self._estimates()
+        self.before, launched = self.stored(), launch.launches.total()
+        self._step_kernels()
+        launched = launch.launches.total() - launched
         self.outcome.launches += launched
         if not launched or not runs_kernels(self.device):
             self.outcome.fail(self.t, "no kernel ran, the NumPy reference stepped in")
-        after, wanted = self._stored(), self._reference(before, grads, estimates)
-        if differing := after.keys() ^ wanted.keys():
+        self.after, self.wanted = self.stored(), self.expected(self.grads)
+
+    def compare(self) -> None:
+        """Takes note of the error of every array since the last comparison, for a step or more."""
+        if differing := self.after.keys() ^ self.wanted.keys():
             self.outcome.fail(self.t, f"one side only has {', '.join(sorted(differing))}")
-        errors = self._errors(before, after, wanted)
+        errors = self._errors()
         if not all(error.passed for error in errors.values()):
-            errors = self._errors(before, after, wanted, self._spread(before, grads, estimates))
+            errors = self._errors(self.spread())
         for key, error in errors.items():
             self.outcome.add(self.t, key.partition("/")[0], error)
 
-    def _errors(self, before: Arrays, after: Arrays, wanted: Arrays, spread: Arrays | None = None) -> dict[str, Error]:
+    def count_from(self, step: int) -> None:
+        """Makes the kernels go on as if after so many steps; the reference starts from their numbers anyway."""
+        state = self.kernels.state_dict()
+        self.kernels.load_state_dict(
+            {key: step if key.startswith(f"{STEP}/") else value for key, value in state.items()}
+        )
+        self.t = step
+
+    def start(self, case: Case) -> Array:
+        """A parameter before the first step."""
+        return normal(case, self.rng, self.formats.param)
+
+    def gradient(self, case: Case) -> Array:
+        """A parameter's gradient in the current step."""
+        return gradient(case, self.rng, self.formats.grad, self.t)
+
+    def estimate(self, case: Case) -> Array:
+        """An estimate of the diagonal of a parameter's Hessian, positive and negative."""
+        return normal(case, self.rng, self.formats.grad, 20.0, mean=8.0)
+
+    def tensor(self, values: Array, dtype: str, layout: str) -> torch.Tensor:
+        """The values on the device."""
+        return tensor_of(values, dtype, layout, self.device)
+
+    def stored(self) -> Arrays:
+        """What the kernels have stored, in float64."""
+        params = {f"param/{name}": numpy_of(param) for name, param in self.params.items()}
+        return params | numbers(self.kernels.state_dict())
+
+    def expected(self, grads: Arrays) -> Arrays:
+        """The reference's parameters and slots one step after those that the kernels had stored."""
+        return self.reference_step(self.before, grads)
+
+    def scale(self, key: str) -> float:
+        """The magnitude that an array's errors are relative to: its largest, before or after the step."""
+        return max(largest(arrays[key]) for arrays in (self.before, self.wanted) if key in arrays)
+
+    def spread(self) -> Arrays:
+        """How far the reference moves where every gradient moves by little more than float32 rounding."""
+        up, down = (
+            self.expected({name: np.asarray(grad * factor) for name, grad in self.grads.items()})
+            for factor in (1.0 + NUDGE, 1.0 - NUDGE)
+        )
+        return {key: np.abs(up[key] - down[key]) for key in up}
+
+    def _errors(self, spread: Arrays | None = None) -> dict[str, Error]:
         """The error of every array; a second look takes off the `spread` where that is a jump of the reference."""
         kept = self.kernels.state_dict()
         errors = {}
-        for key in (key for key in wanted if key in after):
-            (slot, _, name), found, values = key.partition("/"), after[key], wanted[key]
+        for key in (key for key in self.wanted if key in self.after):
+            (slot, _, name), found, values = key.partition("/"), self.after[key], self.wanted[key]
             if found.shape != values.shape:
                 errors[key] = Error(name, np.inf, 0.0)
                 continue
-            old = before.get(key, np.zeros(values.shape))
-            scale = max(largest(old), largest(values))
+            scale = self.scale(key)
             off = distance(found, values, self._interval(slot, name, found, kept.get(key)))
             if spread is not None:
                 off = np.maximum(off - np.where(spread[key] > JUMP * scale, spread[key], 0.0), 0.0)
-            allowed = self.tolerances[name].allowed(slot, scale, largest(values - old))
+            change = largest(values - self.before.get(key, values))
+            allowed = self.tolerances[name].allowed(slot, scale, change)
             unit = scale or 1.0
             errors[key] = Error(name, largest(off) / unit, allowed / unit)
         return errors
@@ -95,65 +146,54 @@ class Trial:
         """What the stored numbers may stand for."""
         if slot != "param":
             return nearest(found, DTYPE_NAMES[kept.dtype] if isinstance(kept, torch.Tensor) else "float64")
-        if self.storage.rounding == "stochastic":
+        if self.formats.rounding == "stochastic":
             index = origin(name) + places(self.params[name])
             return stochastic(found, SEED, self.t, index)
-        return nearest(found, self.storage.param)
+        return nearest(found, self.formats.param)
 
-    def _spread(self, before: Arrays, grads: Arrays, estimates: Arrays) -> Arrays:
-        """How far the reference moves where every gradient moves by little more than float32 rounding."""
-        up, down = (
-            self._reference(before, {name: np.asarray(grad * factor) for name, grad in grads.items()}, estimates)
-            for factor in (1.0 + NUDGE, 1.0 - NUDGE)
-        )
-        return {key: np.abs(up[key] - down[key]) for key in up}
-
-    def _step_kernels(self, grads: Arrays, estimates: Arrays) -> None:
-        """The kernels' step."""
-        layouts = {case.name: "unaligned" if case.layout == "unaligned" else "contiguous" for case in self.cases}
-        tensors, curvatures = (
-            {name: tensor_of(values, self.storage.grad, layouts[name], self.device) for name, values in arrays.items()}
-            for arrays in (grads, estimates)
+    def _step_kernels(self) -> None:
+        """The kernels' step, which must leave gradients as they are."""
+        layouts = {case.name: case.grad_layout for case in self.stepped}
+        grads, estimates = (
+            {name: self.tensor(values, self.formats.grad, layouts[name]) for name, values in arrays.items()}
+            for arrays in (self.grads, self.estimates)
         )
         with np.errstate(all="ignore"):  # interpreted, lanes beyond a tensor's end compute on zeros
             self.kernels.step_batch(
-                (case.name, case.shape, self.params[case.name], tensors[case.name]) for case in self.cases
+                (case.name, case.shape, self.params[case.name], grads[case.name]) for case in self.stepped
             )
             self.kernels.end_iteration()
-            for name, curvature in curvatures.items():
-                self.kernels.update_hessian(name, curvature)
+            for name, estimate in estimates.items():
+                self.kernels.update_hessian(name, estimate)
+        for name, grad in grads.items():
+            if not np.array_equal(numpy_of(grad), self.grads[name], equal_nan=True):
+                self.outcome.fail(self.t, f"the gradient of {name} was written")
 
-    def _reference(self, before: Arrays, grads: Arrays, estimates: Arrays) -> Arrays:
-        """The reference's parameters and slots one step after those that the kernels had stored."""
-        optimizer = self.variant.make(reference)
-        slots = {key: value for key, value in before.items() if not key.startswith("param/")}
+    def reference_step(self, begin: Arrays, grads: Arrays) -> Arrays:
+        """The reference's parameters and slots one step after these."""
+        optimizer = self.variant.make(reference, **self.options)
+        slots = {key: value for key, value in begin.items() if not key.startswith("param/")}
         counts = {key: int(value) for key, value in slots.items() if key.startswith(f"{STEP}/")}
         optimizer.load_state_dict(
             {"optimizer": self.variant.algorithm.name, "iteration": self.t - 1, **slots, **counts}
         )
-        params = {case.name: before[f"param/{case.name}"].copy() for case in self.cases}
-        optimizer.step_batch((name, param.shape, param, grads[name]) for name, param in params.items())
+        params = {case.name: begin[f"param/{case.name}"].copy() for case in self.cases}
+        optimizer.step_batch((name, params[name].shape, params[name], grad) for name, grad in grads.items())
         optimizer.end_iteration()
-        for name, estimate in estimates.items():
+        for name, estimate in self.estimates.items():
             optimizer.update_hessian(name, estimate)
         return {f"param/{name}": param for name, param in params.items()} | numbers(optimizer.state_dict())
 
-    def _stored(self) -> Arrays:
-        """What the kernels have stored, in float64."""
-        params = {f"param/{name}": numpy_of(param) for name, param in self.params.items()}
-        return params | numbers(self.kernels.state_dict())
-
     def _estimates(self) -> Arrays:
-        """Estimates of the Hessian's diagonal, positive and negative, for optimizers that take them."""
-        if not hasattr(self.kernels, "update_hessian"):
-            return {}
-        return {case.name: normal(case, self.rng, self.storage.grad, 20.0, mean=8.0) for case in self.cases}
+        """An estimate of every Hessian, for optimizers that take them."""
+        takes_them = hasattr(self.kernels, "update_hessian")
+        return {case.name: self.estimate(case) for case in self.stepped if takes_them}
 
     def _warm_up(self, steps: int) -> None:
         """Lets the reference take the first steps, and both go on from its state."""
         if not steps:
             return
-        optimizer = self.variant.make(reference, state_dtype=self.storage.state)
+        optimizer = self.variant.make(reference, state_dtype=self.formats.state)
         params = {name: numpy_of(param) for name, param in self.params.items()}
         for t in range(steps):
             grads = {case.name: gradient(case, self.rng, "float32", t) for case in self.cases}
@@ -162,19 +202,13 @@ class Trial:
         self.kernels.load_state_dict(optimizer.state_dict())
         self.t = steps
 
-    def _count_from(self, step: int) -> None:
-        """Makes the kernels go on as if after so many steps; the reference starts from their numbers anyway."""
-        state = self.kernels.state_dict()
-        self.kernels.load_state_dict(
-            {key: step if key.startswith(f"{STEP}/") else value for key, value in state.items()}
-        )
-        self.t = step
 
-
-def run_trial(variant: Variant, storage: Storage, cases: Sequence[Case], steps: int, device: torch.device) -> Outcome:
-    """What a trial of so many steps finds."""
-    trial = Trial(variant, storage, cases, device)
-    for _ in range(steps):
+def run_trial(variant: Variant, formats: Formats, cases: Sequence[Case], steps: int, device: torch.device) -> Outcome:
+    """What a trial of so many steps finds: the first ones, then those from LATE on."""
+    trial = Trial(variant, formats, cases, device)
+    for step in range(steps):
+        if step == EARLY:
+            trial.count_from(LATE - 1)
         trial.step()
     return trial.outcome
 

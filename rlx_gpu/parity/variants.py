@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from types import ModuleType
 from typing import Any
 
+import rlx_gpu
+
+from ..naming import chosen
 from ..reference.hyper import Hyper
 from ..table import TABLE, Algorithm
 
@@ -28,6 +31,7 @@ COMMON = {
     "stagger": True,
 }
 TURNED = 0.9  # a number for what is 0 or None unless given
+COMPANY = {"dampening": "momentum"}  # switches that change nothing without another one
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class Variant:
     """
 
     algorithm: Algorithm
-    switches: dict[str, Any]
+    switches: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.algorithm.name}({self.label})" if self.switches else self.algorithm.name
 
     @property
     def label(self) -> str:
@@ -59,9 +66,9 @@ class Variant:
         self.algorithm.resolve(hyper)
         return hyper
 
-    def make(self, face: ModuleType, **options: Any) -> Any:
-        """The trait of `rlx_gpu`, or of `rlx_gpu.reference`."""
-        return getattr(face, self.algorithm.name)(**self.hyper, **options)
+    def make(self, face: ModuleType = rlx_gpu, **options: Any) -> Any:
+        """The trait of `rlx_gpu`, or of `rlx_gpu.reference`; the options may take the place of hyperparameters."""
+        return getattr(face, self.algorithm.name)(**{**self.hyper, **options})
 
     def spec(self, ndim: int) -> Any:
         """The rule that parameters with so many dimensions run."""
@@ -74,21 +81,18 @@ def find_algorithms(names: Iterable[str]) -> list[Algorithm]:
     Raises:
         ValueError: an unknown name.
     """
-    known = {name.lower(): algorithm for name, algorithm in TABLE.items()}
-    wanted = list(names) or list(TABLE)
-    for name in wanted:
-        if name.lower() not in known:
-            raise ValueError(f"unknown optimizer {name!r}; known: {', '.join(TABLE)}")
-    return [known[name.lower()] for name in wanted]
+    return [TABLE[name] for name in chosen(names, TABLE, "optimizer")]
 
 
 def variants(algorithm: Algorithm) -> Iterator[Variant]:
     """The optimizer with every combination of switches that it accepts, the plain one first, and with each choice."""
     turned = [(hyper.name, _turned(hyper)) for hyper in algorithm.hyperparameters if _is_switch(hyper)]
     for count in range(len(turned) + 1):
-        for chosen in combinations(turned, count):
-            variant = Variant(algorithm, dict(chosen))
-            if ("matrix", False) in chosen and count > 1:  # the other switches are those of the rule for matrices
+        for switches in combinations(turned, count):
+            variant = Variant(algorithm, dict(switches))
+            if ("matrix", False) in switches and count > 1:  # the other switches are those of the rule for matrices
+                continue
+            if any(COMPANY.get(name, name) not in variant.switches for name, _ in switches):
                 continue
             try:
                 variant.hyper  # noqa: B018  (raises if the switches exclude each other)
