@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..reference.newton_schulz import schedule
-from .providers import HYPER, Step
+from .providers import HYPER
+from .timing import Step
 
 MOMENTUM, EPS, STEPS = 0.95, 1e-7, 5
 TRIPLES = schedule("keller", STEPS)

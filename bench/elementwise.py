@@ -21,8 +21,8 @@ from .. import compile_report
 from ..compile_variants import variants
 from ..table import TABLE
 from . import gate
-from .choices import chosen, naming
-from .providers import HYPER, NAMES, OWN_HYPER, QUICK, STORAGES
+from .choices import chosen, naming, naming_providers
+from .providers import HYPER, NAMES, OWN_HYPER, STORAGES
 from .race import Effort, contenders, in_words, parameters, race, rows
 from .shapes import SHAPES
 from .show import Report
@@ -74,7 +74,7 @@ def main(
     shapes: Annotated[list[str] | None, naming("--shapes", SHAPES, MODELS)] = None,
     optimizer: Annotated[list[str] | None, naming("--optimizer", OPTIMIZERS)] = None,
     storage: Annotated[list[str] | None, naming("--storage", STORAGES, FORMATS)] = None,
-    providers: Annotated[list[str] | None, naming("--providers", NAMES, QUICK)] = None,
+    providers: Annotated[list[str] | None, naming_providers()] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each provider.")] = Effort.rounds,
     repeats: Annotated[
         int, typer.Option(min=3, help="Timed steps of a turn, fewer where they are long.")

@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import providers as known
-from .choices import chosen, naming
-from .providers import NAMES, OURS, QUICK, Step
+from .choices import chosen, naming_providers
+from .providers import NAMES, OURS
 from .record import append, environment, spread
+from .timing import Step
 
 TENSORS = (148, 300, 1000, 5000)
 TURN = 10  # consecutive steps of a provider
@@ -128,7 +129,7 @@ def measure(count: int, repeats: int, named: Collection[str] = ()) -> list[dict[
 
 def main(
     tensors: Annotated[list[int] | None, typer.Option(help="How many tensors; may be repeated.")] = None,
-    providers: Annotated[list[str] | None, naming("--providers", NAMES, QUICK)] = None,
+    providers: Annotated[list[str] | None, naming_providers()] = None,
     repeats: Annotated[int, typer.Option(min=5, help="Turns of each provider.")] = 30,
     json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/host.jsonl.")] = None,
 ) -> None:

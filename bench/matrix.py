@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from . import baselines, gate
-from .choices import chosen, naming
-from .providers import NAMES, OURS, QUICK, STORAGES, as_is, ours
+from .choices import chosen, naming, naming_providers
+from .providers import NAMES, OURS, STORAGES, as_is, ours
 from .race import Contender, Effort, Result, contenders, in_words, parameters, race, rows
 from .record import environment
 from .shapes import SHAPES, Shape, matrices
@@ -187,7 +187,7 @@ def main(
     shapes: Annotated[list[str] | None, naming("--shapes", SHAPES)] = None,
     optimizer: Annotated[list[str] | None, naming("--optimizer", WHAT)] = None,
     storage: Annotated[list[str] | None, naming("--storage", STORAGES, ["float32"])] = None,
-    providers: Annotated[list[str] | None, naming("--providers", [*NAMES, BASELINE], [*QUICK, BASELINE])] = None,
+    providers: Annotated[list[str] | None, naming_providers(BASELINE)] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each provider.")] = Effort.rounds,
     repeats: Annotated[
         int, typer.Option(min=3, help="Timed steps of a turn, fewer where they are long.")

@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Step = Callable[[], Any]
+from .timing import Step
+
 Options = Mapping[str, Any]
 OURS = "rlx-gpu"
 HYPER: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1}
@@ -58,7 +59,7 @@ class Peer:
         storages: by storage, the options that choose it.
         options: of every class.
         devices: where its steps run.
-        slow: builds for long at the first step, so it only runs when it is named.
+        slow: builds for long at the first step, so it only runs when it is named, or with "all".
         wrap: makes the step that is timed from the optimizer's own.
         groups: what is handed over instead of a plain list of parameters.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import typer
 from rich import box
@@ -15,8 +15,8 @@ from rich.table import Table
 
 from .providers import OURS
 from .record import append
+from .rows import Row, task
 
-Row = Mapping[str, Any]
 NOTHING = "–"
 
 
@@ -102,7 +102,7 @@ def percent(key: str) -> Callable[[Row], str]:
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "on": lambda row: row.get("model") or "×".join(map(str, row["shape"])),
-    "optimizer": lambda row: f"{row['optimizer']}, {row['variant']}" if row.get("variant") else row["optimizer"],
+    "optimizer": task,
     "storage": lambda row: str(row["storage"]),
     "provider": lambda row: str(row["provider"]),
     "ms": lambda row: f"{row['ms']['median']:.3f}",
