@@ -42,6 +42,7 @@ bench: $(READY) ## what a CPU can measure: host time, the reference beside torch
 	@$(BIN)/rlx-gpu bench host $(ARGS)
 	@$(BIN)/rlx-gpu bench cpu
 	@$(BIN)/python -m rlx_gpu.bench.kernels
+	@$(BIN)/rlx-gpu bench plot
 
 bench-gpu: $(READY) ## steps, matrix routines and training on this machine's GPU, beside other packages
 	@$(BIN)/rlx-gpu bench elementwise $(ARGS)

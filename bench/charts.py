@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import rows as recorded
+from . import train_rows
 from .providers import OURS
-from .rows import Row, measured, spread_in_words, standing, task
+from .rows import Row, measured, task
+from .train_rows import OWN_RULE, edge_in_words, lr_in_words, spread_in_words, standing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PLOTS = Path(__file__).resolve().parent / "plots"
 Grid = dict[str, dict[str, dict[str, float]]]
 Place = tuple[float, float, str]
 
@@ -191,8 +194,8 @@ def draw_train(rows: list[Row]) -> Figure:
         axes.set(xscale="log", xlim=(first, last * 1.15), ylim=(lowest - 0.1, lowest + 2.2))
         drawing.plain_ticks(axes.xaxis, drawing.round_numbers(first, last))
         axes.set_title(name, loc="left", fontsize=10, fontweight="bold")
-        lr = runs[name][0]["lr"]
-        axes.set_title("own rule" if lr is None else f"lr {lr:g}", loc="right", fontsize=8, color=drawing.QUIET)
+        lr = lr_in_words(runs[name][0])
+        axes.set_title(lr if lr == OWN_RULE else f"lr {lr}", loc="right", fontsize=8, color=drawing.QUIET)
         words = spread_in_words([row["seconds_to_target"] for row in runs[name]], 2, " s").replace(" (", "\n(")
         corner = {"transform": axes.transAxes, "ha": "right", "va": "top", "fontsize": 8.5}
         axes.text(0.97, 0.95, words, color=drawing.BLUE, **corner)
@@ -201,7 +204,7 @@ def draw_train(rows: list[Row]) -> Figure:
         figure,
         f"Time to a validation loss of {target:.3f} nats a byte (dashed)",
         f"{measured(rows)} Validation loss over seconds of training (logarithmic), every seed; grey: one seed of each"
-        " other. In words: median over the seeds, least to most.",
+        f" other. In words: median over the seeds, least to most.{edge_in_words(rows)}",
     )
     return figure
 
@@ -218,5 +221,5 @@ CHARTS = {
     ),
     "newton_schulz": Chart("Time of an orthogonalisation by shape.", recorded.newton_schulz, draw_newton_schulz),
     "host": Chart("Host time of a step over the number of tensors, beside torch.", recorded.host, draw_host),
-    "train": Chart("Validation loss over training time for every optimizer.", recorded.train, draw_train),
+    "train": Chart("Validation loss over training time for every optimizer.", train_rows.finals, draw_train),
 }

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from . import readme
-from .charts import CHARTS
+from .charts import CHARTS, PLOTS
 from .record import RESULTS
 from .rows import digest
 
@@ -27,13 +27,13 @@ def wanted(results: Path = RESULTS) -> dict[str, str]:
     return {name: digest(rows) for name, rows in selected.items() if rows}
 
 
-def drawn(plots: Path = readme.PLOTS) -> dict[str, str]:
+def drawn(plots: Path = PLOTS) -> dict[str, str]:
     """chart -> digest of the rows that its pictures were drawn from; charts without their pictures are left out."""
     index: dict[str, str] = json.loads((plots / INDEX).read_text(encoding="utf-8")) if (plots / INDEX).exists() else {}
     return {name: rows for name, rows in index.items() if all((plots / f"{name}.{s}").exists() for s in FORMATS)}
 
 
-def draw(results: Path = RESULTS, plots: Path = readme.PLOTS, anew: bool = False) -> dict[str, str]:
+def draw(results: Path = RESULTS, plots: Path = PLOTS, anew: bool = False) -> dict[str, str]:
     """Draw the charts whose rows have changed, or all, and remove those without rows; return what became of each."""
     from .drawing import style
 

@@ -1,22 +1,22 @@
-"""Writes the README's tables and figures from the registry and from recorded rows. `python -m rlx_gpu.bench.readme`"""
+"""The README's tables and figures, from the registry and from recorded rows; `rlx-gpu bench plot` writes them."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from ..table import TABLE, Algorithm
-from . import rows, train
-from .charts import CHARTS
+from . import rows, train_rows
+from .charts import CHARTS, PLOTS
 from .gate import is_matrix_optimizer
 from .providers import OURS
 from .record import RESULTS
-from .rows import Row, is_peer, measured, recorded, standing, task
+from .rows import Row, is_peer, measured, recorded, task
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-PLOTS = Path(__file__).resolve().parent / "plots"
 
 
 def markdown(header: list[str], cells: list[list[str]]) -> str:
@@ -98,23 +98,30 @@ def cpu(results: Path = RESULTS) -> str:
 
 def training(results: Path = RESULTS) -> str:
     """Time to the target loss, the fastest optimizer first."""
-    found = rows.train(results)
+    found = train_rows.finals(results)
     runs: dict[str, list[Row]] = {}
     for row in found:
         runs.setdefault(row["optimizer"], []).append(row)
-    order = sorted(runs, key=lambda name: standing(runs[name]))
+    order = sorted(runs, key=lambda name: train_rows.standing(runs[name]))
     table = markdown(
         ["optimizer", "tuned lr", "seconds to the target", "steps to it", "ms a step", "last validation loss"],
-        [[f"`{name}`", *train.summary(runs[name])] for name in order],
+        [[f"`{name}`", *train_rows.summary(runs[name])] for name in order],
     )
     last = found[0]
     setting = (
         f"Target: a validation loss of {last['target_loss']:.3f} nats a byte. {last['steps']} steps at most,"
-        f" {len(runs[order[0]])} seeds; median and range over the seeds."
+        f" {len(runs[order[0]])} seeds; median and range over the seeds.{train_rows.edge_in_words(found)}"
     )
-    sizes = " ".join(f"--{name} {last['config'][name]}" for name in ("width", "layers", "context"))
-    command = f"train --steps {last['steps']} {sizes}"
-    return f"{figure('train')}{table}\n\n{setting} {_reproduce(command, found)}"
+    return f"{figure('train')}{table}\n\n{setting} {_reproduce(_training_command(results), found)}"
+
+
+def _training_command(results: Path) -> str:
+    """The train bench with the options of the run that is shown; its longest sweep says how many rates it could try."""
+    run = train_rows.last_run(results)
+    phases = [Counter(row["optimizer"] for row in run if row["phase"] == phase) for phase in ("sweep", "final")]
+    sizes = " ".join(f"--{name} {run[0]['config'][name]}" for name in ("width", "layers", "context", "batch-size"))
+    tries, seeds = (max(counted.values()) for counted in phases)
+    return f"train --steps {run[0]['steps']} {sizes} --tries {tries} --seeds {seeds}"
 
 
 def _unless_empty(bench: str, section: Callable[[Path], str]) -> Callable[[Path], str]:
@@ -204,14 +211,3 @@ def _traffic(algorithm: Algorithm, results: Path) -> str:
     return " + ".join(
         str(row["bytes_per_param"]) for row in launches if row["name"].split("/")[0] == step and row["bytes_per_param"]
     )
-
-
-def main() -> None:
-    """Draw what is out of date, and rewrite the README's tables and figures."""
-    from . import plot
-
-    plot.main()
-
-
-if __name__ == "__main__":
-    main()

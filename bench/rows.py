@@ -1,16 +1,17 @@
-"""Recorded rows as the README and the charts read them: the newest of each measurement, all from one device."""
+"""Recorded rows as the README and the charts read them: the newest of each measurement, all from one device.
+
+`train_rows` reads those of training.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .providers import OURS
+from .providers import NAMES, OURS
 from .record import RESULTS
 
 Row = dict[str, Any]
@@ -52,16 +53,15 @@ def cpu(folder: Path = RESULTS) -> list[Row]:
 
 
 def host(folder: Path = RESULTS) -> list[Row]:
-    """The newest host times."""
-    return newest(recorded("host", folder), "optimizer", "tensors", "provider", "caches")
+    """The newest host times, by tensors and then in the order of the providers."""
+    rows = newest(recorded("host", folder), "optimizer", "tensors", "provider", "caches")
+    return sorted(rows, key=lambda row: (row["tensors"], *place(row["provider"])))
 
 
-def train(folder: Path = RESULTS) -> list[Row]:
-    """Every optimizer's last final runs, of those towards the target that was set last."""
-    rows = newest([row for row in recorded("train", folder) if row["phase"] == "final"], "optimizer", "seed", "date")
-    alike = [row for row in rows if all(row[key] == rows[-1][key] for key in ("target_loss", "config", "steps"))]
-    last = {row["optimizer"]: row["date"] for row in alike}
-    return [row for row in alike if row["date"] == last[row["optimizer"]]]
+def place(provider: str) -> tuple[int, str]:
+    """Sorts providers as `providers` has them, each followed by its other ways; unknown ones are last."""
+    known = provider.partition(", ")[0]
+    return (NAMES.index(known) if known in NAMES else len(NAMES)), provider
 
 
 def memory_bound(folder: Path = RESULTS) -> list[Row]:
@@ -110,30 +110,8 @@ def task(row: Row) -> str:
     return f"{row['optimizer']}, {row['variant']}" if row.get("variant") else str(row["optimizer"])
 
 
-def standing(finals: Sequence[Row]) -> tuple[float, float]:
-    """Sorts optimizers by their seeds' median time to the target, never being last, then by their median last loss."""
-    return _median(finals, "seconds_to_target"), _median(finals, "validation_loss")
-
-
-def _median(rows: Sequence[Row], key: str) -> float:
-    """The median of a key, null being infinite."""
-    return statistics.median(math.inf if row[key] is None else row[key] for row in rows)
-
-
-def spread_in_words(values: Sequence[float | None], digits: int, unit: str = "") -> str:
-    """Median and range of what the seeds reached; where not all did, how many, and the range of those."""
-    reached = sorted(value for value in values if value is not None)
-    if not reached:
-        return "not reached"
-    middle, low, high = (f"{value:.{digits}f}" for value in (statistics.median(reached), reached[0], reached[-1]))
-    between = low if low == high else f"{low} to {high}"
-    if len(reached) < len(values):
-        return f"{len(reached)} of {len(values)} seeds ({between}{unit})"
-    return f"{middle}{unit} ({between})"
-
-
 def measured(rows: Iterable[Row]) -> str:
-    """On what and when rows were measured, in a sentence."""
+    """When, on what and at which commit rows were measured, in a sentence."""
     rows = list(rows)
     dates = sorted(row["date"][:16] for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
@@ -141,7 +119,15 @@ def measured(rows: Iterable[Row]) -> str:
     def every(key: str) -> str:
         return ", ".join(sorted({row[key] for row in rows}))
 
-    return f"Measured {when} UTC on {every('device')}, torch {every('torch')}, Triton {every('triton')}."
+    commits = " and ".join(map(commit_in_words, sorted({row["commit"] for row in rows})))
+    where = f"on {every('device')}, torch {every('torch')}, Triton {every('triton')}"
+    return f"Measured {when} UTC {where}, at commit {commits}."
+
+
+def commit_in_words(commit: str) -> str:
+    """A commit as `record.environment` has it, saying whether the tree differed from it."""
+    clean = commit.removesuffix("-dirty")
+    return clean if clean == commit else f"{clean} with uncommitted changes"
 
 
 def digest(rows: Iterable[Row]) -> str:

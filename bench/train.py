@@ -1,9 +1,10 @@
 """Time to a loss: the example's GPT trained with every optimizer at its own tuned learning rate, several seeds each.
 
 The learning rate of an optimizer is swept on a grid around the one of its registry entry until the best has a worse one
-on either side; the seed of the sweep is none of those reported. The target is the validation loss that AdamW, tuned in
-the same run, reaches at 80% of its steps. Seconds are those of the training steps, batches included, evaluation not;
-every step waits for the device. Sweep and final runs are all recorded, each with its curve. `rlx-gpu bench train`
+on either side, or until as many were tried as may be; then rows say where the sweep was open. The seed of the sweep is
+none of those reported. The target is the validation loss that AdamW, tuned in the same run, reaches at 80% of its
+steps. Seconds are those of the training steps, batches included, evaluation not; every step waits for the device. Sweep
+and final runs are all recorded, each with its curve. `rlx-gpu bench train`
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from rich.table import Table
 from ..table import TABLE
 from ..train.config import ModelConfig, TrainConfig, TrainError
 from .choices import chosen, naming
-from .record import append, spread
-from .rows import spread_in_words
+from .providers import OURS
+from .record import append, environment, spread
+from .train_rows import summary, sweep_open
 
 REFERENCE = "AdamW"
 TARGET_AT = 0.8  # share of the reference's steps
@@ -44,12 +46,14 @@ class Outcome:
         config: its choices.
         curve: (seconds, step, validation loss) from the untrained model on.
         records: what the training loop measured in each step.
+        sizes: elements of each of the model's tensors.
         diverged: the step at which it was given up, or None.
     """
 
     config: TrainConfig
     curve: list[Point]
     records: list[dict[str, Any]]
+    sizes: Sequence[int]
     diverged: int | None = None
 
     @property
@@ -84,6 +88,7 @@ def train_once(config: TrainConfig, corpus: Any, device: Any) -> Outcome:
         held_out = [
             text.to(device) for text in validation_batches(corpus.validation, config.batch_size, config.model.context)
         ]
+        sizes = [param.numel() for param in run.model.parameters()]
         curve: list[Point] = [(0.0, 0, run.validation_loss(held_out))]
         records: list[dict[str, Any]] = []
         seconds, every = 0.0, -(-config.steps // EVALUATIONS)
@@ -91,15 +96,15 @@ def train_once(config: TrainConfig, corpus: Any, device: Any) -> Outcome:
             try:
                 record = run.step(number, corpus)
             except DivergedError:
-                return Outcome(config, curve, records, number)
+                return Outcome(config, curve, records, sizes, number)
             records.append(record)
             seconds += record["step_ms"] / 1e3
             if number % every == 0 or number == config.steps:
                 loss = run.validation_loss(held_out)
                 if not math.isfinite(loss) or (number > config.warmup and loss > curve[0][2]):
-                    return Outcome(config, curve, records, number)
+                    return Outcome(config, curve, records, sizes, number)
                 curve.append((seconds, number, loss))
-    return Outcome(config, curve, records)
+    return Outcome(config, curve, records, sizes)
 
 
 def sweep(config: TrainConfig, tries: int, train: Callable[[TrainConfig], Outcome]) -> list[Outcome]:
@@ -128,7 +133,17 @@ def loss_at(outcome: Outcome, share: float) -> float:
 
 
 def row(outcome: Outcome, phase: str, target: float) -> dict[str, Any]:
-    """What is recorded of a run: `phase` is "sweep" or "final"; what was not reached is null."""
+    """What is recorded of a run; what was not reached is null.
+
+    Keys, beside those of every row:
+        phase: "sweep", or "final" at the best learning rate of the sweep.
+        lr, seed, steps, config: what was run; a learning rate of null is the optimizer's own rule.
+        target_loss, seconds_to_target, steps_to_target: the common validation loss, and when it was reached.
+        validation_loss, diverged: after the last step, or the step at which the run was given up.
+        optimizer_ms: the optimizer's part of `ms`.
+        curve: [seconds, step, validation loss] from the untrained model on.
+        sweep_open: of final rows; see `train_rows.sweep_open`.
+    """
     config = outcome.config
     reached = next(((seconds, step) for seconds, step, loss in outcome.curve if loss <= target), (None, None))
     times = {key: [record[key] for record in outcome.records] for key in ("step_ms", "optimizer_ms")}
@@ -140,8 +155,12 @@ def row(outcome: Outcome, phase: str, target: float) -> dict[str, Any]:
     return {
         "bench": "train",
         "optimizer": config.optimizer,
-        "provider": "rlx-gpu",
+        "provider": OURS,
+        "provider_version": environment()["commit"],
         "model": "byte-gpt",
+        "storage": "float32",
+        "tensors": len(outcome.sizes),
+        "parameters": sum(outcome.sizes),
         "phase": phase,
         "lr": config.lr,
         "seed": config.seed,
@@ -154,7 +173,6 @@ def row(outcome: Outcome, phase: str, target: float) -> dict[str, Any]:
         "ms": quantiles["step_ms"],
         "optimizer_ms": quantiles["optimizer_ms"],
         "config": {key: choices[key] for key in sorted(choices.keys() - {"optimizer", "lr", "seed", "steps"})},
-        "dtype": "float32",
         "curve": [[round(seconds, 4), step, round(loss, 4)] for seconds, step, loss in outcome.curve],
     }
 
@@ -193,34 +211,18 @@ def compare(
             target = statistics.fmean(loss_at(outcome, TARGET_AT) for outcome in finals)
             if target == float("inf"):
                 raise TrainError(f"{REFERENCE} diverged, so there is no loss to reach; give one with --target")
-        record(
-            [row(outcome, "sweep", target) for outcome in tried] + [row(outcome, "final", target) for outcome in finals]
-        )
-
-
-def summary(finals: Sequence[dict[str, Any]]) -> list[str]:
-    """One optimizer's final runs in words: learning rate, seconds and steps to the target, step time, last loss."""
-
-    def over_seeds(key: str, digits: int) -> str:
-        return spread_in_words([row[key] for row in finals], digits)
-
-    lr = "its own rule" if finals[0]["lr"] is None else f"{finals[0]['lr']:g}"
-    times = [row["ms"]["median"] for row in finals if row["ms"]]
-    time = f"{statistics.median(times):.2f}" if times else "–"
-    return [
-        lr,
-        over_seeds("seconds_to_target", 2),
-        over_seeds("steps_to_target", 0),
-        time,
-        over_seeds("validation_loss", 3),
-    ]
+        edge = sweep_open(lr, [outcome.config.lr for outcome in tried])
+        swept = [row(outcome, "sweep", target) for outcome in tried]
+        record([*swept, *({**row(outcome, "final", target), "sweep_open": edge} for outcome in finals)])
 
 
 def main(
     optimizer: Annotated[list[str] | None, naming("--optimizer", TABLE)] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 300,
     seeds: Annotated[int, typer.Option(min=1, help="Runs at the tuned learning rate.")] = 3,
-    tries: Annotated[int, typer.Option(min=1, help="Learning rates to try at most.")] = 5,
+    tries: Annotated[
+        int, typer.Option(min=1, help="Learning rates to try at most; fewer where the best lies between worse ones.")
+    ] = 8,
     target: Annotated[
         float | None, typer.Option(help="Validation loss to reach; AdamW's at 80% of its steps if not given.")
     ] = None,

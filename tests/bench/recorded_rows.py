@@ -18,11 +18,8 @@ from rlx_gpu.bench.shapes import SHAPES, count
 from rlx_gpu.table import TABLE
 
 CEILINGS = {"copy_gb_per_s": 100.0, "matmul_tflops": 1.0}
-EVERY_ROW = {"bench", "optimizer", "provider", "provider_version", "storage", "tensors", "parameters", "ms"} | {
-    "bytes_per_param",
-    "copy_gb_per_s",
-    "best_peer_over_this",
-}
+EVERY_ROW = {"bench", "optimizer", "provider", "provider_version", "storage", "tensors", "parameters", "ms"}
+OF_A_STEP = {"bytes_per_param", "copy_gb_per_s", "best_peer_over_this"}
 WHERE = {
     "date": "2000-01-01 00:00:00",
     "commit": "synthetic",
@@ -50,10 +47,10 @@ MODELS = {model: (len(shapes()), count(shapes())) for model, shapes in SHAPES.it
 
 
 def assert_rows(rows: list[dict]) -> None:
-    """In the format of `bench/record.py`."""
+    """Of steps or calls, in the format of `bench/record.py`."""
     assert rows
     for row in rows:
-        assert row.keys() >= EVERY_ROW
+        assert row.keys() >= EVERY_ROW | OF_A_STEP
         assert ("model" in row) != ("shape" in row)
         assert 0 < row["ms"]["p20"] <= row["ms"]["median"] <= row["ms"]["p80"]
         assert row["storage"] in providers.STORAGES
@@ -126,30 +123,31 @@ def cpu_rows() -> list[dict[str, Any]]:
     ]
 
 
+def train_row(name: str, lr: float | None, seed: int, place: int) -> dict[str, Any]:
+    """A run of training, the seed 0 of a sweep; slower and worse the further down its place."""
+    draw, step_ms, floor = random.Random(f"{name}{seed}"), 4 + place / 4, 1.75 + 0.03 * place
+    curve = [
+        [step * step_ms / 1e3, step, floor + 3.8 * math.exp(-((step / 40) ** 0.6)) + draw.gauss(0, 0.015)]
+        for step in range(0, 401, 8)
+    ]
+    reached = next((point for point in curve if point[2] <= 2.0), [None, None])
+    config = {"width": 128, "layers": 3, "context": 64, "batch-size": 32}
+    return (
+        {"bench": "train", "optimizer": name, "provider": OURS, "model": "byte-gpt", "config": config, "steps": 400}
+        | {"phase": "final" if seed else "sweep", "lr": lr, "seed": seed, "target_loss": 2.0, "curve": curve}
+        | {"seconds_to_target": reached[0], "steps_to_target": reached[1], "validation_loss": curve[-1][2]}
+        | {"diverged": None, "ms": spread(step_ms)}
+    )
+
+
 def train_rows() -> list[dict[str, Any]]:
-    """One run of the sweep, and three final ones of every optimizer, each slower and worse than the one before."""
+    """Every optimizer, each slower and worse than the one before; SGD's sweep ends at its highest learning rate."""
     found = []
     for place, name in enumerate(TABLE):
-        for seed in (1, 2, 3):
-            draw = random.Random(f"{name}{seed}")
-            step_ms, floor = 4 + place / 4, 1.75 + 0.03 * place
-            curve = [
-                [step * step_ms / 1e3, step, floor + 3.8 * math.exp(-((step / 40) ** 0.6)) + draw.gauss(0, 0.015)]
-                for step in range(0, 401, 8)
-            ]
-            reached = next((point for point in curve if point[2] <= 2.0), [None, None])
-            found.append(
-                {"bench": "train", "optimizer": name, "provider": OURS, "model": "byte-gpt", "phase": "final"}
-                | {"lr": None if name == "Adafactor" else 3e-3, "seed": seed, "steps": 400, "target_loss": 2.0}
-                | {"seconds_to_target": reached[0], "steps_to_target": reached[1], "validation_loss": curve[-1][2]}
-                | {
-                    "diverged": None,
-                    "ms": spread(step_ms),
-                    "config": {"width": 128, "layers": 3, "context": 64},
-                    "curve": curve,
-                }
-            )
-    return [{**found[0], "phase": "sweep", "lr": 1e-3, "seed": 0}, *found]
+        lr = None if name == "Adafactor" else 3e-3
+        found += [train_row(name, rate, 0, place) for rate in (1e-3, lr, *([] if name == "SGD" else [1e-2]))]
+        found += [train_row(name, lr, seed, place) for seed in (1, 2, 3)]
+    return found
 
 
 def host_rows() -> list[dict[str, Any]]:

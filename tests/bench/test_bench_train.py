@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 import typer
+from recorded_rows import EVERY_ROW
 from typer.testing import CliRunner
 
 from rlx_gpu.bench import train
 from rlx_gpu.table import TABLE
 from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
 from rlx_gpu.train.data import Corpus, load_corpus
+from rlx_gpu.train.model import ByteGPT
 
 CPU = torch.device("cpu")
 TINY = TrainConfig("AdamW", steps=24, lr=3e-3, warmup=2, batch_size=4, model=ModelConfig(context=8, width=16, layers=1))
@@ -31,7 +33,7 @@ def made_up(config: TrainConfig, loss: float, diverged: int | None = None) -> tr
     """A run whose loss falls evenly from 5 to `loss`, a second a step."""
     curve = [(float(step), step, 5 + (loss - 5) * step / config.steps) for step in range(config.steps + 1)]
     records = [{"step_ms": 1000.0 + step, "optimizer_ms": 10.0} for step in range(config.steps)]
-    return train.Outcome(config, curve, records, diverged)
+    return train.Outcome(config, curve, records, [6, 4], diverged)
 
 
 def valley(bottom: float, seen: list[float]) -> Any:
@@ -88,9 +90,9 @@ def test_target_is_the_references_loss_at_four_fifths_and_its_seeds_are_not_the_
     assert {row["steps_to_target"] for row in recorded["Lion"]} == {8}
     assert {row["seconds_to_target"] for row in recorded["Lion"]} == {8.0}
     assert {row["seconds_to_target"] for row in recorded["SGD"]} == {None}
-    assert train.summary(recorded["SGD"])[1] == "not reached"
+    assert train.summary(recorded["SGD"][2:])[1] == "not reached"
     assert train.summary(recorded["Lion"][2:])[:3] == [
-        f"{recorded['Lion'][-1]['lr']:g}",
+        f"≥ {recorded['Lion'][-1]['lr']:g}",
         "8.00 (8.00)",
         "8 (8)",
     ]
@@ -160,12 +162,14 @@ def test_the_command_records_sweep_and_final_runs(path: str, tmp_path: Path) -> 
     assert [(row["optimizer"], row["phase"]) for row in rows] == [
         (name, phase) for name in ("AdamW", "Lion") for phase in ("sweep", "sweep", "final", "final")
     ]
+    sizes = [param.numel() for param in ByteGPT(TINY.model).parameters()]
     for row in rows:
         assert row["bench"] == "train" and row["ran_on"] == "cpu" and row["steps"] == 20
         assert row["config"]["data"] and row["config"]["width"] == 16
         assert row["curve"][0][:2] == [0.0, 0] and row["curve"][-1][1] == 20 and len(row["curve"]) <= 60
         assert row["ms"]["median"] >= row["optimizer_ms"]["median"] > 0
-        assert row.keys() >= {"date", "commit", "device", "torch", "triton"}
+        assert row.keys() >= EVERY_ROW | {"date", "commit", "device", "torch", "triton"}
+        assert (row["storage"], row["tensors"], row["parameters"]) == ("float32", len(sizes), sum(sizes))
     assert {row["lr"] for row in rows if row["optimizer"] == "Lion" and row["phase"] == "final"} < {
         row["lr"] for row in rows if row["optimizer"] == "Lion" and row["phase"] == "sweep"
     }

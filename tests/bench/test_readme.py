@@ -17,7 +17,7 @@ from rlx_gpu.table import TABLE
 
 def test_readme_tables_follow_from_the_registry_and_the_recorded_rows() -> None:
     text = readme.README.read_text(encoding="utf-8")
-    assert readme.render(text) == text, "run `python -m rlx_gpu.bench.readme`"
+    assert readme.render(text) == text, "run `rlx-gpu bench plot`"
 
 
 def test_readme_without_a_section_is_refused() -> None:
@@ -25,6 +25,7 @@ def test_readme_without_a_section_is_refused() -> None:
         readme.render("no sections here")
 
 
+TRAINED = "--steps 400 --width 128 --layers 3 --context 64 --batch-size 32 --tries 3 --seeds 3"
 EXAMPLES = re.findall(r"```python\n(.*?)```", readme.README.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -46,13 +47,14 @@ def test_readme_sections_are_written_from_the_same_rows(drawn: tuple[Path, Path]
         results
     )
     assert "| Lion | 80 | torch foreach | 0.25 |" in readme.cpu(results)
-    assert "| `SGD` | 0.003 | 0.86 (0.83 to 0.90) | 216 (208 to 224) | 4.00 |" in readme.training(results)
+    assert "| `SGD` | ≥ 0.003 | 0.86 (0.83 to 0.90) | 216 (208 to 224) | 4.00 |" in readme.training(results)
     assert "| `KronPSGD` | 0.003 | not reached | not reached |" in readme.training(results)
     for name in ROWS:
         section = readme.SECTIONS[name](results)
-        command = "train --steps 400 --width 128 --layers 3 --context 64" if name == "train" else name
+        command = f"train {TRAINED}" if name == "train" else name
         assert section.endswith(f"Reproduce: `rlx-gpu bench {command}`.")
-        assert "on synthetic, torch 2.13.0, Triton 3.7.1" in section
+        assert "on synthetic, torch 2.13.0, Triton 3.7.1, at commit synthetic." in section
+    assert "≥ or ≤: the best learning rate is the highest or the lowest" in readme.training(results)
 
 
 def test_readme_sections_without_rows_say_so(tmp_path: Path) -> None:

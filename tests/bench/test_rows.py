@@ -1,11 +1,12 @@
-"""Rows: how they are recorded, which of them count, and how seeds are put in words."""
+"""Rows: how they are recorded, which of them count, in which order, and how they are put in words."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from recorded_rows import WHERE, train_rows, write
+import pytest
+from recorded_rows import EVERY_ROW, ROWS, WHERE, host_rows, write
 
 from rlx_gpu.bench import record, rows
 
@@ -35,29 +36,30 @@ def test_the_newest_row_of_each_measurement_counts_and_of_one_device_only() -> N
     assert rows.newest([], "optimizer") == []
 
 
-def test_runs_towards_another_target_are_not_compared(tmp_path: Path) -> None:
-    found = train_rows()
-    elsewhere = [{**row, "target_loss": 3.0} for row in found[:4]]
-    results = write(tmp_path, {"train": [*elsewhere, *found]})
-    shown = rows.train(results)
-    assert {row["target_loss"] for row in shown} == {2.0} and {row["phase"] for row in shown} == {"final"}
+def test_host_times_are_in_order_of_tensors_and_providers(tmp_path: Path) -> None:
+    later = [{**row, "provider": "optimi"} for row in host_rows() if row["provider"] == rows.OURS]
+    moved = [{**row, "provider": "rlx-gpu, gradients moved"} for row in later]
+    shown = rows.host(write(tmp_path, {"host": [*host_rows(), *later, *moved]}))
+    order = list(dict.fromkeys((row["tensors"], row["provider"]) for row in shown))
+    providers = ["rlx-gpu", "rlx-gpu, gradients moved", "torch fused", "torch foreach", "optimi"]
+    assert order == [(tensors, name) for tensors in (148, 1000, 5000) for name in providers]
 
 
-def test_seeds_of_an_older_run_are_not_mixed_with_the_last_runs(tmp_path: Path) -> None:
-    older = [row for row in train_rows() if row["phase"] == "final"]
-    again = {**older[0], "lr": 0.5, "date": "2000-01-02 00:00:00"}
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({**WHERE, **row}) + "\n" for row in [*older, again]))
-    shown = rows.train(tmp_path)
-    assert [row["lr"] for row in shown if row["optimizer"] == again["optimizer"]] == [0.5]
-    assert {row["optimizer"] for row in shown} == {row["optimizer"] for row in older}
+def test_the_commit_of_a_measurement_is_said_and_whether_the_tree_differed_from_it() -> None:
+    found = [{**WHERE, "commit": commit} for commit in ("1234567890", "0123456789-dirty", "1234567890")]
+    assert rows.measured(found) == (
+        "Measured 2000-01-01 00:00 UTC on synthetic, torch 2.13.0, Triton 3.7.1,"
+        " at commit 0123456789 with uncommitted changes and 1234567890."
+    )
 
 
-def test_seeds_in_words_and_in_order() -> None:
-    assert rows.spread_in_words([2.0, 1.0, 4.0], 1, " s") == "2.0 s (1.0 to 4.0)"
-    assert rows.spread_in_words([2.0, None, 4.0], 0, " s") == "2 of 3 seeds (2 to 4 s)"
-    assert rows.spread_in_words([2.0, None, None], 2) == "1 of 3 seeds (2.00)"
-    assert rows.spread_in_words([None, None], 2) == "not reached"
-    often = [{"seconds_to_target": time, "validation_loss": 2.0} for time in (3.0, 5.0, None)]
-    rarely = [{"seconds_to_target": time, "validation_loss": 1.5} for time in (1.0, None, None)]
-    never = [{"seconds_to_target": None, "validation_loss": loss} for loss in (1.0, 1.6, None)]
-    assert sorted([never, rarely, often], key=rows.standing) == [often, rarely, never]
+@pytest.mark.parametrize("bench", ROWS)
+def test_recorded_rows_have_what_every_row_has(bench: str) -> None:
+    """But those that are older than a key, which `bench/record.py` names."""
+    older = {"host": EVERY_ROW - {"bench", "optimizer", "provider", "tensors"}}
+    older["train"] = {"provider_version", "storage", "tensors", "parameters"}
+    environment = record.environment().keys() - {"driver"}
+    for row in rows.recorded(bench):
+        lacking = EVERY_ROW - row.keys()
+        assert row.keys() >= environment and row["bench"] == bench
+        assert not lacking or lacking == older.get(bench), row["date"]
