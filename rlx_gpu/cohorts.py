@@ -11,6 +11,7 @@ import torch
 
 from .batch import Entry, Settings
 from .launch_tables import hyper_rows, upload
+from .matrix.fused import FusedRules
 from .matrix.turn import Turn
 from .table import Algorithm
 
@@ -101,10 +102,10 @@ class Clock:
         """The hyperparameters of the param group that all members belong to."""
         return self.settings[self.roster.cohorts[0].group].hyper
 
-    def turn(self, members: Sequence[int], device: torch.device) -> Turn:
+    def turn(self, members: Sequence[int], device: torch.device, fused: FusedRules) -> Turn:
         """The turn of these members, given by their places in the roster; a member may come several times."""
         cohorts = [self.roster.cohorts[self.roster.cohort_of[member]] for member in members]
         slots = cohorts[0].history[cohorts[0].step]
         before = {slot: tuple(cohort.history[cohort.step][slot] for cohort in cohorts) for slot in slots}
         after = {slot: tuple(cohort.history[cohort.step + 1][slot] for cohort in cohorts) for slot in slots}
-        return Turn(tuple(cohort.step + 1 for cohort in cohorts), before, after, device)
+        return Turn(tuple(cohort.step + 1 for cohort in cohorts), before, after, device, fused)

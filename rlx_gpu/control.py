@@ -55,7 +55,7 @@ class SkipLedger:
         count = torch.empty(1, dtype=torch.int32, pin_memory=True)
         count.copy_(skipped, non_blocking=True)
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(skipped.device))  # of the copy, whichever device is the current one
         self._reports.append((event, count))
 
     def collect(self, *, wait: bool = False) -> int:

@@ -16,6 +16,7 @@ from .cohorts import Clock, Roster
 from .fallback import reference_hessian, reference_step, to_numpy
 from .plan import Plan
 from .reference.norms import has_nonfinite
+from .state import leave_batch
 from .table import Algorithm
 
 MOST_PLANS = 2**16
@@ -34,6 +35,7 @@ class Engine:
         self.algorithm = algorithm
         self.skip_nonfinite = skip_nonfinite
         self._plans: dict[Hashable, Plan] = {}
+        self._plan_of: dict[int, Hashable] = {}  # by the id of a state, which its plan keeps alive
 
     def step(self, key: Hashable, batch: Batch, grad_scale: float | torch.Tensor = 1.0) -> None:
         """Updates every parameter of the batch in place, in stream order.
@@ -93,16 +95,34 @@ class Engine:
         """Drops every plan: states were replaced."""
         self.settle()
         self._plans.clear()
+        self._plan_of.clear()
 
     def _plan(self, key: Hashable, batch: Batch) -> Plan:
         plan = self._plans.get(key)
         if plan is None or not plan.fits(batch):
-            self.settle()
+            plan = None  # its tables and batches are freed before new ones are made
+            self._retire(key, batch)
             plan = Plan(self.algorithm, batch, self._select, guarded=self.skip_nonfinite)
             if len(self._plans) >= MOST_PLANS:
-                self._plans.clear()
+                self.forget()
             self._plans[key] = plan
+            self._plan_of.update(dict.fromkeys(map(id, plan.states), key))
         return plan
+
+    def _retire(self, key: Hashable, batch: Batch) -> None:
+        """Drops the plans that step any parameter of a batch for which a new one is made.
+
+        They would not fit again. Parameters of theirs that stay behind get memory of their own for what lay in batches
+        with the others'.
+        """
+        self.settle()
+        stepped = set(map(id, batch.states))
+        for old in {key} | {self._plan_of[state] for state in stepped & self._plan_of.keys()}:
+            plan = self._plans.pop(old, None)
+            for state in plan.states if plan else ():
+                del self._plan_of[id(state)]
+                if id(state) not in stepped:
+                    leave_batch(state)
 
     def _select(self, settings: Settings, param: torch.Tensor) -> Any:
         return self.algorithm.rules.select(settings.hyper, param.ndim)

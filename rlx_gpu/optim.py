@@ -41,6 +41,7 @@ class Optimizer(torch.optim.Optimizer):
     skip_nonfinite: bool
     _engine: Engine
     _layout: tuple[list[torch.Tensor], list[Entry]] | None  # the groups' parameters and their entries, flat
+    _sizes: list[int]  # of the groups
     _checked: dict[int, tuple[list[tuple[str, Any]], Settings]]  # by group: what was checked, and the result
 
     def __init__(
@@ -179,7 +180,8 @@ class Optimizer(torch.optim.Optimizer):
     def _flat(self) -> tuple[list[torch.Tensor], list[Entry]]:
         """The parameters of all groups and their entries, the same objects as long as the groups hold the same."""
         params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        if self._layout and len(params) == len(self._layout[0]) and all(map(operator.is_, params, self._layout[0])):
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if self._layout and sizes == self._sizes and all(map(operator.is_, params, self._layout[0])):
             return self._layout
         entries: list[Entry] = []
         for index, group in enumerate(self.param_groups):
@@ -188,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
         for entry in entries:
             entry.origin = origin
             origin += -(-entry.param.numel() // 8) * 8  # stochastic rounding draws its bits for 8 elements at once
-        self._layout = (params, entries)
+        self._layout, self._sizes = (params, entries), sizes
         return self._layout
 
     def _entries_of(self, group: Mapping[str, Any], index: int) -> list[Entry]:

@@ -74,6 +74,7 @@ class Plan:
         self.controls = {device: Control(device) for device in {roster.bucket.key.device for roster in self.rosters}}
         self.norms = self._norms(batch.grads) if guarded else []
         self._regroup()
+        self.states = list(batch.states)
         self.slots = slots_of(batch)
         self.owned = list(map(_pointer, chain(self.params, self.slots)))
         self.param_layouts = layouts(self.params)

@@ -76,6 +76,13 @@ def new_slot(
     return torch.zeros(initial.shape, dtype=dtype, device=param.device)
 
 
+def leave_batch(state: State) -> None:
+    """Gives every slot that is a view of a larger tensor memory of its own, so that it keeps no more alive."""
+    for slot, tensor in state.items():
+        if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+            state[slot] = tensor.clone()
+
+
 def loaded_slot(
     algorithm: Algorithm,
     label: str,

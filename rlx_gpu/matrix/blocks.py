@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Block:
 
 
 def blocks(name: str, param: torch.Tensor, hyper: Mapping[str, Any]) -> list[Block]:
-    """The matrices of a parameter: itself, a stack of them, or blocks of rows.
+    """The matrices of a parameter: itself, a stack of them, or blocks of rows of each.
 
     Args:
         name: of the parameter, for errors.
@@ -41,21 +42,21 @@ def blocks(name: str, param: torch.Tensor, hyper: Mapping[str, Any]) -> list[Blo
     Raises:
         ValueError: the memory order does not let the matrices be told apart.
     """
+    rows, cols = param.shape[-2:]
+    if param.ndim > 2 and hyper["ndim_policy"] == "flatten":
+        rows, cols = param.shape[0], math.prod(param.shape[1:])
     split: tuple[int, ...] = hyper.get("split_sizes") or ()
-    splits = param.ndim == 2 and sum(split) == param.shape[0]
+    heights = split if sum(split) == rows else (rows,)
     transposed = not param.is_contiguous()
-    if transposed and (param.ndim > 2 or splits):
-        what = "split_sizes" if splits else f"ndim_policy={hyper['ndim_policy']!r}"
+    if transposed and (param.ndim > 2 or len(heights) > 1):
+        what = "split_sizes" if len(heights) > 1 else f"ndim_policy={hyper['ndim_policy']!r}"
         raise ValueError(
             f"parameter {name!r}: {what} needs contiguous memory, got shape {tuple(param.shape)} with stride "
             f"{param.stride()}; make it contiguous"
         )
-    if param.ndim == 2:
-        rows, cols = param.shape
-        heights = split if splits else (rows,)
-        starts = [sum(heights[:i]) for i in range(len(heights))]
-        return [Block(start * cols, (height, cols), transposed) for start, height in zip(starts, heights, strict=True)]
-    if hyper["ndim_policy"] == "flatten":
-        return [Block(0, (param.shape[0], math.prod(param.shape[1:])), False)]
-    rows, cols = param.shape[-2:]
-    return [Block(i * rows * cols, (rows, cols), False) for i in range(math.prod(param.shape[:-2]))]
+    tops = [0, *accumulate(heights[:-1])]
+    return [
+        Block(first + top * cols, (height, cols), transposed)
+        for first in range(0, param.numel(), rows * cols)
+        for top, height in zip(tops, heights, strict=True)
+    ]

@@ -16,6 +16,7 @@ from ..kernels.rules.matrices import APPLY, GATHER
 from ..launch import BucketKey, ElementwiseBucket, Member
 from ..state import State
 from .blocks import Block, blocks
+from .fused import FusedRules
 
 WORKSPACE_ELEMENTS = 1 << 28  # of the gradients that one call of a routine works on, if a matrix is no larger
 PADDING = 4  # elements: every float32 matrix of the workspace begins on a 128-bit boundary
@@ -94,6 +95,7 @@ class Chunk:
         numels, float32 = [block.numel for _, block in pieces], CODECS["float32"]
         self.gather = ElementwiseBucket(BucketKey(key.device, GATHER, (float32, grad)), numels, origins)
         self.apply = ElementwiseBucket(BucketKey(key.device, APPLY, (param, param, float32)), numels, origins)
+        self.fused = FusedRules()
         self.workspace_at: int | None = None
 
     def place(self, pointers: Any, rows: Any) -> None:
@@ -108,7 +110,7 @@ class Chunk:
         self._place_workspace(workspace.data_ptr())
         self.gather.step(hypers, control)
         grad = in_batch(workspace, self.count, self.stride, self.shape, self.transposed)
-        direction = self.routine(grad, self.state, clock.hyper, clock.turn(self.places, self.device))
+        direction = self.routine(grad, self.state, clock.hyper, clock.turn(self.places, self.device, self.fused))
         if direction.data_ptr() != grad.data_ptr():
             grad.copy_(direction)
         self.apply.step(hypers, control)
@@ -170,7 +172,7 @@ def home(slot: str, members: Sequence[Member], layout: tuple[tuple[int, ...], bo
     counts = [tensor.numel() // max(1, size) for tensor in tensors]
     if size == 0:  # a side that keeps the identity
         return first.new_empty((len(tensors), *shape))
-    if side_by_side(tensors):
+    if fill_memory(tensors):
         memory = first.as_strided((sum(counts) * size,), (1,))
     else:
         memory = first.new_empty(sum(counts) * size)
@@ -180,9 +182,11 @@ def home(slot: str, members: Sequence[Member], layout: tuple[tuple[int, ...], bo
     return in_batch(memory, sum(counts), size, shape, transposed)
 
 
-def side_by_side(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether the tensors follow each other in one stretch of memory."""
+def fill_memory(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the tensors follow each other in one stretch of memory that holds nothing else."""
     storage = tensors[0].untyped_storage().data_ptr()
+    if tensors[0].untyped_storage().nbytes() != sum(tensor.numel() * tensor.element_size() for tensor in tensors):
+        return False
     ends = [tensor.data_ptr() + tensor.numel() * tensor.element_size() for tensor in tensors]
     return all(
         tensor.untyped_storage().data_ptr() == storage and tensor.data_ptr() == end

@@ -167,7 +167,8 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
 def float32_products(precision: str) -> Iterator[None]:
     """While it lasts, torch multiplies float32 matrices on a GPU in "ieee" or "tf32", whatever its switches say.
 
-    Only the switch that cuBLAS calls read is turned, and turned back; the older ones may not be read meanwhile.
+    Only the switch that cuBLAS calls read is turned, and turned back, to nothing of its own where that is enough; the
+    older ones may not be read meanwhile.
     """
     switches = torch.backends.cuda.matmul
     before = switches.fp32_precision
@@ -178,7 +179,9 @@ def float32_products(precision: str) -> Iterator[None]:
     try:
         yield
     finally:
-        switches.fp32_precision = before
+        switches.fp32_precision = "none"  # as the more general switches say
+        if switches.fp32_precision != before:
+            switches.fp32_precision = before
 
 
 def full_float32() -> AbstractContextManager[None]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..kernels.rules.soap import ROTATED
-from .fused import fused_rule
 from .orthogonal import eigenbasis, orthogonal_iteration
 from .products import matmul, symmetric_product
 from .turn import Selection, Turn
@@ -50,7 +49,7 @@ def direction(grad: torch.Tensor, state: State, hyper: Mapping[str, Any], turn: 
     if left.numel() or right.numel():
         drop_rounding_(projected)
     rows = [ROTATED.scalars(hyper, step, {}) for step in turn.steps]
-    fused_rule(ROTATED, projected, [state[slot] for slot in MOMENTS], rows)
+    turn.fused.run(ROTATED, projected, [state[slot] for slot in MOMENTS], rows)
     return rotated(projected, left.mT, right.mT, grad)
 
 

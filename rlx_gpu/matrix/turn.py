@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .fused import FusedRules
+
 Selection = slice | torch.Tensor  # a batch indexed with it: a view, or a copy to be written back
 
 
@@ -18,12 +20,14 @@ class Turn:
         steps: t of each matrix, from 1.
         before, after: by host-side scalar slot, its value for each matrix before and after this step.
         device: where index tensors go.
+        fused: runs elementwise rules over these matrices; kept from step to step.
     """
 
     steps: tuple[int, ...]
     before: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     after: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    fused: FusedRules = field(default_factory=FusedRules)
 
     def groups(self, values: Sequence[Hashable]) -> list[tuple[Hashable, Selection]]:
         """The values that occur, each with the matrices that have it: a slice where they lie side by side."""

@@ -221,3 +221,17 @@ def test_the_precision_of_float32_products_is_turned_and_turned_back(setting, wa
         assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_an_inherited_precision_stays_inherited():
+    general, switches = torch.backends, torch.backends.cuda.matmul
+    try:
+        general.fp32_precision = "tf32"
+        with float32_products("ieee"):
+            assert switches.fp32_precision == "ieee"
+        assert switches.fp32_precision == "tf32"
+        general.fp32_precision = "ieee"
+        assert switches.fp32_precision == "ieee"
+    finally:
+        general.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
