@@ -22,7 +22,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def library_products(monkeypatch):
-    """Matrices are multiplied by torch: Triton's interpreter multiplies no bfloat16."""
+    """Matrices are multiplied by torch: the interpreted kernels give the same and take many times as long."""
     for name in ("newton_schulz", "products"):
         module = importlib.import_module(f"rlx_gpu.matrix.{name}")
         monkeypatch.setattr(module, "runs_kernels", lambda device: False)

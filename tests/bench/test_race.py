@@ -116,7 +116,7 @@ def test_newton_schulz_is_checked_and_timed_in_every_form(library_products, shap
 
 
 @pytest.mark.parametrize("storage", matrix.PRODUCT_ERROR)
-def test_symmetric_products_are_checked_and_timed(library_products, monkeypatch, storage: str) -> None:
+def test_symmetric_products_are_checked_and_timed(monkeypatch, storage: str) -> None:
     from rlx_gpu.matrix import products
 
     case = {"bench": "matrix", **CEILINGS}
