@@ -7,30 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import torch
-from engine_trial import Target
+from engine_trial import Target, compile_only, compiled
 from triton.runtime.driver import driver
 
 from rlx_gpu import sass
 from rlx_gpu.compile_report import compile_variant, cubin_file, variants
-from rlx_gpu.kernels.arithmetic import LAUNCH_OPTIONS
 from rlx_gpu.matrix import products, tiled
 from rlx_gpu.matrix.products import householder_, matmul, symmetric_product
-
-kernels: dict[str, Any] = {}
-
-
-def compile_only(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """In place of a launch."""
-    kernels[kernel.__name__] = kernel
-    kernel.warmup(*arguments, grid=(programs,), **{**LAUNCH_OPTIONS, **constants})
-
-
-def compiled() -> dict[str, int]:
-    """How many variants of each kernel have been compiled in this process."""
-    return {name: len(kernel.device_caches[0][0]) for name, kernel in kernels.items()}
 
 
 def run(batch: int, rows: int, inner: int, alpha: float, beta: float) -> None:

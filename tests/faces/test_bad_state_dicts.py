@@ -135,5 +135,5 @@ def test_torchs_checkpoints_of_other_optimizers(path):
     refused(optimizer, own, theirs.state_dict(), r"parameter 'weight' lacks slot 'step'; it has \['momentum_buffer'\]")
     theirs = torch.optim.Adam(params, amsgrad=True, **BASE)
     take_steps(theirs, params, [0])
-    optimizer, own = stepped("SGD-momentum")
+    optimizer, own = stepped("SGD(momentum=0.9)")
     refused(optimizer, own, theirs.state_dict(), r"parameter 'weight' lacks slot 'momentum_buffer'")

@@ -53,7 +53,7 @@ def test_state_slots_gradients_and_parameters_never_share_memory(variant, path):
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))
 
 
-@pytest.mark.parametrize("variant", ["SGD-momentum", "SGD-nesterov"])
+@pytest.mark.parametrize("variant", ["SGD(momentum=0.9, dampening=0.9)", "SGD(momentum=0.9, nesterov=True)"])
 def test_the_momentum_buffer_is_not_normalised_in_place(variant, path):
     """Seen: with nesterov=False the update aliases the buffer. Here b after two steps is what the formula says."""
     param = torch.nn.Parameter(torch.zeros(3))

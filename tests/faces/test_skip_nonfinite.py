@@ -132,7 +132,7 @@ def test_a_new_set_of_parameters_after_a_skipped_step(path, monkeypatch):
     assert_same(snapshot(guarded, own), snapshot(plain, expected))
 
 
-@pytest.mark.parametrize("variant", ["AdamW", "LAMB", "Adafactor", "NAdamW-scheduled"])
+@pytest.mark.parametrize("variant", ["AdamW", "LAMB", "Adafactor", "NAdamW(momentum_decay=0.9)"])
 def test_the_trait_skips_a_whole_batch(variant, path):
     own, expected = arrays(0), arrays(0)
     ours, theirs = make(variant, skip_nonfinite=True), make(variant, reference, skip_nonfinite=True)

@@ -250,7 +250,7 @@ def test_both_packages_have_one_constructor(name):
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
-@pytest.mark.parametrize("name", ["NAdamW-scheduled", "Adafactor"])
+@pytest.mark.parametrize("name", ["NAdamW(momentum_decay=0.9)", "Adafactor"])
 def test_copies_go_on_alike(name, copier, path):
     params = arrays(0)
     optimizer = make(name, state_dtype="bfloat16", lr_scale=SCALES, skip_nonfinite=True)

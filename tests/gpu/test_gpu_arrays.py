@@ -75,7 +75,7 @@ def test_a_non_contiguous_cupy_array_is_refused(cupy):
         optimizer.step("p", param.shape, param, cupy.ones((4, 6), dtype=cupy.float32))
 
 
-@pytest.mark.parametrize("variant", ["AdamW", "Adafactor", "LAMB", "NAdamW-scheduled"])
+@pytest.mark.parametrize("variant", ["AdamW", "Adafactor", "LAMB", "NAdamW(momentum_decay=0.9)"])
 def test_numpy_arrays_with_the_state_on_the_device(variant, device):
     tensors = make_tensors(torch.float32, "cpu")
     arrays = {key: tensor.contiguous().numpy() for key, tensor in tensors.items()}
@@ -84,7 +84,7 @@ def test_numpy_arrays_with_the_state_on_the_device(variant, device):
         grads = make_grads(tensors, seed)
         optimizer.step_batch([(key, a.shape, a, grads[key].numpy()) for key, a in arrays.items()])
         optimizer.end_iteration()
-    expected = run_reference(VARIANTS[variant], "float32")
+    expected = run_reference(VARIANTS[variant])
     assert_close({key: torch.from_numpy(array) for key, array in arrays.items()}, expected, 2e-5)
     slots = [v for k, v in optimizer.state_dict().items() if isinstance(v, torch.Tensor) and v.ndim]
     assert slots and all(slot.device.type == device for slot in slots)
@@ -110,7 +110,7 @@ def test_a_torch_checkpoint_changes_device(variant, there):
     """Three steps on one device, saved, two more on the other: what five on one give."""
     name, hyper = VARIANTS[variant]
     here = "cpu" if there == "cuda" else "cuda"
-    expected = run_reference(VARIANTS[variant], "float32", range(5))
+    expected = run_reference(VARIANTS[variant], range(5))
     params = {key: torch.nn.Parameter(tensor) for key, tensor in make_tensors(torch.float32, here).items()}
 
     def steps(optimizer, members, seeds):
@@ -132,7 +132,7 @@ def test_a_torch_checkpoint_changes_device(variant, there):
 @pytest.mark.gpu
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_trait_state_changes_device(variant):
-    expected = run_reference(VARIANTS[variant], "float32", range(5))
+    expected = run_reference(VARIANTS[variant], range(5))
     tensors = make_tensors(torch.float32, "cuda")
     first = make(variant)
     run(first, tensors, range(3))

@@ -1,4 +1,4 @@
-"""Shapes and memory layouts of parameters, and the tensors that have them."""
+"""Shapes, memory layouts and sizes of parameters and gradients, beyond those that `rlx-gpu parity` can be asked for."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlx_gpu.kernels.codecs import ALIGNMENT
-from rlx_gpu.reference.formats import round_to
+from rlx_gpu.parity import cases
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Case:
-    """One parameter: shape, memory layout of itself and of its gradients, and how large the gradients are."""
+class Case(cases.Case):
+    """One parameter, and factors on its own numbers and on its gradients', 0 or powers of two."""
 
-    name: str
-    shape: tuple[int, ...]
-    layout: str = "contiguous"
-    grad_layout: str = "contiguous"
     grad_size: float = 1.0
     param_size: float = 1.0
 
@@ -47,7 +44,7 @@ MORE_CASES = (
     Case("grad_expanded", (6, 16), grad_layout="expanded"),
     Case("unaligned_grad", (4, 136), grad_layout="unaligned"),
     Case("unaligned_param", (270,), "unaligned"),
-    Case("small_grad", (130,), grad_size=1e-4),
+    Case("small_grad", (130,), grad_size=2.0**-13),
     Case("zero_grad", (65,), grad_size=0.0),
     Case("zero", (7, 3), grad_size=0.0, param_size=0.0),
 )
@@ -60,39 +57,30 @@ MANY_TILES = (Case("high", (65 * 64, 128)), Case("broad", (1, 65 * 128)))
 FEW = tuple(case for case in ALL_CASES if case.name in ("odd", "unaligned_grad", "param_transposed", "permuted"))
 
 
-def tensor_of(values: np.ndarray, dtype: torch.dtype, layout: str = "contiguous") -> torch.Tensor:
+def tensor_of(values: np.ndarray, dtype: str, layout: str = "contiguous") -> torch.Tensor:
     """The values, which the dtype must hold exactly, in this memory layout."""
-    source = torch.from_numpy(np.ascontiguousarray(values)).reshape(values.shape).to(dtype)
-    result = _LAYOUTS[layout](source)
-    result.copy_(source) if layout != "expanded" else None
+    values = np.array(values)  # writable, or torch complains
+    if layout in cases.LAYOUTS:
+        result = cases.tensor_of(values, dtype, layout, CPU)
+    else:
+        result = _LAYOUTS[layout](cases.tensor_of(values, dtype, "contiguous", CPU))
     assert np.array_equal(result.double().numpy(), values, equal_nan=True)
     return result
 
 
-def _unaligned(source: torch.Tensor) -> torch.Tensor:
-    view = torch.full((source.numel() + 1,), float("nan"), dtype=source.dtype)[1:].view(source.shape)
-    assert view.data_ptr() % ALIGNMENT
-    return view
+def fitting(values: np.ndarray, layout: str) -> np.ndarray:
+    """The values as far as the memory layout can hold them: of an expanded tensor all rows are one."""
+    return np.broadcast_to(values[:1], values.shape) if layout == "expanded" else values
 
 
 def _strided(source: torch.Tensor) -> torch.Tensor:
-    return torch.full((*source.shape, 2), float("nan"), dtype=source.dtype)[..., 0]
+    view = torch.full((*source.shape, 2), float("nan"), dtype=source.dtype)[..., 0]
+    return view.copy_(source)
 
 
 _LAYOUTS = {
-    "contiguous": torch.empty_like,
-    "transposed": lambda source: torch.empty_like(source.t(), memory_format=torch.contiguous_format).t(),
-    "channels_last": lambda source: torch.empty_like(source, memory_format=torch.channels_last),
+    "channels_last": lambda source: source.to(memory_format=torch.channels_last),
     "permuted": lambda source: source.permute(2, 0, 1).contiguous().permute(1, 2, 0),
-    "unaligned": _unaligned,
     "strided": _strided,
     "expanded": lambda source: source[:1].expand(source.shape),
 }
-
-
-def drawn_values(
-    case: Case, rng: np.random.Generator, dtype: str, size: float, layout: str, mean: float = 0.0
-) -> np.ndarray:
-    """Normal numbers that the dtype and float32 hold exactly, in float64."""
-    values = round_to(round_to(rng.normal(size=case.shape) * size + mean, "float32"), dtype)
-    return np.broadcast_to(values[:1], case.shape) if layout == "expanded" else values

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kernel_cases import ALL_CASES, Case, drawn_values
+from kernel_cases import ALL_CASES, Case
 from kernel_trials import Trial, all_bits, assert_same_bits, bits
-from kernel_variants import VARIANTS
 from torch.utils._python_dispatch import TorchDispatchMode
+from variants import ELEMENTWISE
 
 from rlx_gpu import launch
+from rlx_gpu.parity.cases import normal
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 SHAPES = {"row": (37,), "long": (1031,), "matrix": (5, 131), "tile": (32, 128), "volume": (2, 3, 5)}
 POISONED = tuple(case for case in ALL_CASES if case.name in ("odd", "tall", "cube", "grad_transposed", "grad_strided"))
 
@@ -29,7 +29,7 @@ def poisoned(make):
     return made
 
 
-@pytest.mark.parametrize("chosen", VARIANTS, ids=str)
+@pytest.mark.parametrize("chosen", ELEMENTWISE, ids=str)
 def test_fresh_memory_is_written_before_it_is_read(chosen, monkeypatch):
     """With skip_nonfinite, which launches everything that a step without it does, and more."""
     results = []
@@ -40,7 +40,7 @@ def test_fresh_memory_is_written_before_it_is_read(chosen, monkeypatch):
                 patch.setattr(torch, "empty_like", poisoned(torch.empty_like))
             trial = Trial(chosen, POISONED, skip_nonfinite=True)
             for _ in range(2):
-                trial.step()
+                trial.advance()
             results.append(all_bits(trial.kernels, trial.params))
     assert_same_bits(*results)
 
@@ -66,10 +66,10 @@ class Guarded:
 
 
 @pytest.mark.parametrize(("dtype", "shift"), [(torch.float32, 1), (torch.bfloat16, 0)], ids=["unaligned", "aligned"])
-@pytest.mark.parametrize("chosen", VARIANTS, ids=str)
+@pytest.mark.parametrize("chosen", ELEMENTWISE, ids=str)
 def test_neighbours_and_gradients_are_never_written(chosen, dtype, shift):
     rng = np.random.default_rng(6)
-    draw = lambda shape: drawn_values(Case("x", shape), rng, "bfloat16", 1.0, "")  # noqa: E731
+    draw = lambda shape: normal(Case("x", shape), rng, "bfloat16")  # noqa: E731
     params = {name: Guarded(draw(shape), dtype, shift) for name, shape in SHAPES.items()}
     grads = {name: Guarded(draw(shape), dtype, shift) for name, shape in SHAPES.items()}
     optimizer = chosen.make()
@@ -112,7 +112,7 @@ class Sizes(TorchDispatchMode):
 
 @pytest.mark.parametrize("moved", [False, True], ids=["same gradients", "new gradients"])
 @pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}], ids=["plain", "guarded"])
-@pytest.mark.parametrize("chosen", VARIANTS, ids=str)
+@pytest.mark.parametrize("chosen", ELEMENTWISE, ids=str)
 def test_the_steady_state_allocates_nothing_as_large_as_a_parameter(chosen, options, moved, monkeypatch):
     """Kernels are left out: they allocate nothing, their interpreter does."""
     made = []

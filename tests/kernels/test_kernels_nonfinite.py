@@ -5,29 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kernel_cases import Case, drawn_values, tensor_of
-from kernel_tolerances import FLOAT32
+from kernel_cases import Case, tensor_of
 from kernel_trials import Trial, all_bits, assert_same_bits, bits
-from kernel_variants import VARIANTS
+from variants import ELEMENTWISE
 
 import rlx_gpu
+from rlx_gpu.parity.cases import normal
+from rlx_gpu.parity.tolerances import ONE_STEP
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 VALUES = {"nan": float("nan"), "plus": float("inf"), "minus": float("-inf")}
 CASES = tuple(Case(f"{value}_{len(shape)}d", shape) for value in VALUES for shape in ((7,), (3, 5)))
 CLEAN = (Case("clean", (11,)),)
 
 
 @pytest.mark.parametrize("at", [1, 6])
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", ELEMENTWISE, ids=str)
 def test_they_go_where_the_reference_s_go(variant, at):
     trial = Trial(variant, (*CASES, *CLEAN))
     for step in range(1, at + 2):
-        spoiled = {case.name: VALUES[case.name.split("_")[0]] for case in CASES} if step == at else None
-        trial.step(spoiled=spoiled)
+        trial.spoiled = {case.name: VALUES[case.name.split("_")[0]] for case in CASES} if step == at else {}
+        trial.advance()
         if step < at:
             continue
-        found, wanted = trial.actual(), trial.wanted()
+        found, wanted = trial.after, trial.wanted
         assert found.keys() == wanted.keys()
         for key, expected in wanted.items():
             for kind in (np.isnan, np.isposinf, np.isneginf):
@@ -35,8 +35,8 @@ def test_they_go_where_the_reference_s_go(variant, at):
                 np.testing.assert_array_equal(kind(found[key]), kind(expected), err_msg=label)
             finite = np.isfinite(expected)
             size = np.abs(expected[finite]).max(initial=0.0)
-            assert np.all(np.abs(found[key][finite] - expected[finite]) <= FLOAT32.relative * size + 1e-12), key
-    assert np.isfinite(trial.actual()["param/clean"]).all()
+            assert np.all(np.abs(found[key][finite] - expected[finite]) <= ONE_STEP.relative * size + 1e-12), key
+    assert np.isfinite(trial.after["param/clean"]).all()
 
 
 class Run:
@@ -49,19 +49,15 @@ class Run:
         rng = np.random.default_rng(8)
         dtypes = {"half": "bfloat16"}
         self.params = {
-            case.name: tensor_of(
-                drawn_values(case, rng, dtypes.get(case.name, "float32"), 1.0, ""),
-                getattr(torch, dtypes.get(case.name, "float32")),
-            )
+            case.name: tensor_of(normal(case, rng, dtype), dtype)
             for case in self.CASES
+            for dtype in [dtypes.get(case.name, "float32")]
         }
 
     def step(self, t, bad=None, **options):
         """The step whose gradients are drawn for iteration `t`; `bad` goes into one of them."""
         rng = np.random.default_rng([t, 99])
-        grads = {
-            case.name: tensor_of(drawn_values(case, rng, "float32", 1.0, ""), torch.float32) for case in self.CASES
-        }
+        grads = {case.name: tensor_of(normal(case, rng, "float32"), "float32") for case in self.CASES}
         if bad is not None:
             grads["matrix"][1, 2] = bad
         self.optimizer.step_batch([(n, tuple(p.shape), p, grads[n]) for n, p in self.params.items()], **options)
@@ -71,7 +67,7 @@ class Run:
         return all_bits(self.optimizer, self.params)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", ELEMENTWISE, ids=str)
 def test_a_skipped_step_changes_nothing_and_leaves_no_trace(variant):
     skipping, clean = Run(variant, skip_nonfinite=True), Run(variant)
     skipping.step(0, VALUES["nan"])  # the very first
@@ -90,7 +86,7 @@ def test_a_skipped_step_changes_nothing_and_leaves_no_trace(variant):
 
 
 def test_without_skip_nonfinite_nothing_is_skipped():
-    run = Run(VARIANTS[0])
+    run = Run(ELEMENTWISE[0])
     run.step(1, float("nan"))
     assert run.params["matrix"].isnan().sum() == 1
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from kernel_cases import Case, drawn_values, tensor_of
+from kernel_cases import Case, tensor_of
 from kernel_trials import all_bits, assert_same_bits, bits
-from kernel_variants import VARIANTS
+from variants import ELEMENTWISE
 
 import rlx_gpu
 from rlx_gpu.optimizer import origin
+from rlx_gpu.parity.cases import normal, places
 from rlx_gpu.reference.formats import stochastic_bfloat16
 
-# Lanes that a mask switches off are computed all the same, on zeros.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 LR, DECAY = 0.37, 0.11
 CASES = (
     Case("long", (1100,)),
@@ -27,13 +26,8 @@ CASES = (
 def draw(cases=CASES, seed=3):
     """Parameters in bfloat16 and gradients in float32, by name."""
     rng = np.random.default_rng(seed)
-    params = {
-        c.name: tensor_of(drawn_values(c, rng, "bfloat16", 1.0, c.layout), torch.bfloat16, c.layout) for c in cases
-    }
-    grads = {
-        c.name: tensor_of(drawn_values(c, rng, "float32", 1.0, c.grad_layout), torch.float32, c.grad_layout)
-        for c in cases
-    }
+    params = {c.name: tensor_of(normal(c, rng, "bfloat16"), "bfloat16", c.layout) for c in cases}
+    grads = {c.name: tensor_of(normal(c, rng, "float32"), "float32", c.grad_layout) for c in cases}
     return params, grads
 
 
@@ -51,13 +45,6 @@ def sgd_in_float32(param, grad):
     return param - np.float32(LR) * (grad + np.float32(DECAY) * param)
 
 
-def place_in_memory(param):
-    """For each element, how many elements lie before it in memory."""
-    place = torch.empty_like(param, dtype=torch.int64)
-    place.as_strided((place.numel(),), (1,)).copy_(torch.arange(place.numel()))
-    return place.numpy()
-
-
 @pytest.mark.parametrize("seed", [0, 7, 2**31, 2**62 + 12345])
 def test_bits_are_those_of_the_reference(seed):
     params, grads = draw()
@@ -65,7 +52,7 @@ def test_bits_are_those_of_the_reference(seed):
     for t in (1, 2):
         wanted = {}
         for name, param in params.items():
-            index = origin(name) + place_in_memory(param)
+            index = origin(name) + places(param)
             wanted[name] = stochastic_bfloat16(sgd_in_float32(param, grads[name]), seed, t, index)
         step(optimizer, params, grads)
         optimizer.end_iteration()
@@ -136,15 +123,15 @@ def test_other_formats_round_to_nearest(dtype):
     assert_same_bits(*results)
 
 
-@pytest.mark.parametrize("chosen", [v for v in VARIANTS if v.label == "plain"], ids=str)
+@pytest.mark.parametrize("chosen", [v for v in ELEMENTWISE if not v.switches], ids=str)
 def test_every_optimizer_rounds_the_parameter_and_not_its_state(chosen):
     """The stored parameter is a bfloat16 neighbour of the one that a float32 parameter would have become."""
     case = Case("p", (6, 40))
     results = {}
-    for rounding, dtype in (("stochastic", torch.bfloat16), ("nearest", torch.float32)):
+    for rounding, dtype in (("stochastic", "bfloat16"), ("nearest", "float32")):
         rng = np.random.default_rng(5)
-        param = tensor_of(drawn_values(case, rng, "bfloat16", 1.0, "contiguous"), dtype)
-        grad = tensor_of(drawn_values(case, rng, "bfloat16", 1.0, "contiguous"), torch.bfloat16)
+        param = tensor_of(normal(case, rng, "bfloat16"), dtype)
+        grad = tensor_of(normal(case, rng, "bfloat16"), "bfloat16")
         optimizer = chosen.make(rounding=rounding)
         optimizer.step("p", case.shape, param, grad)
         results[rounding] = param.double().numpy(), optimizer.state_dict()
