@@ -1,6 +1,7 @@
 """What a step costs without a GPU: the NumPy reference, which steps CPU tensors, beside packages that step them.
 
-It is there to be read, not to be fast; this says what that costs. `rlx-gpu bench cpu`
+It is there to be read, not to be fast; this says what that costs. No kernel runs, so there is none to be held to the
+reference before. `rlx-gpu bench cpu`
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import gate
-from .choices import chosen, naming
+from .choices import chosen, naming, naming_providers
 from .elementwise import OPTIMIZERS
-from .providers import NAMES, QUICK, STORAGES
+from .providers import NAMES, STORAGES
 from .race import Effort, contenders, parameters, race, rows
 from .shapes import Shape, gpt2_124m
 from .show import Report
@@ -25,7 +25,6 @@ MODEL = "gpt2-124m, one block"
 
 def measure(optimizer: str, storage: str, shapes: list[Shape], named: list[str], effort: Effort) -> Any:
     """The rows of one race, and who failed."""
-    gate.check(optimizer, storage, "cpu")
     params = parameters(shapes, STORAGES[storage].param, "cpu")
     field = contenders(optimizer, storage, params, named)
     results, failed = race(field, "cpu", effort)
@@ -43,7 +42,7 @@ def measure(optimizer: str, storage: str, shapes: list[Shape], named: list[str],
 def main(
     optimizer: Annotated[list[str] | None, naming("--optimizer", OPTIMIZERS)] = None,
     storage: Annotated[list[str] | None, naming("--storage", STORAGES, ["float32"])] = None,
-    providers: Annotated[list[str] | None, naming("--providers", NAMES, QUICK)] = None,
+    providers: Annotated[list[str] | None, naming_providers()] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each provider.")] = 2,
     repeats: Annotated[int, typer.Option(min=3, help="Timed steps of a turn.")] = 3,
     json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/cpu.jsonl.")] = None,
