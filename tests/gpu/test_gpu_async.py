@@ -90,9 +90,7 @@ def test_a_step_allocates_no_memory_of_a_parameters_size(variant, skip):
     for _ in range(4):
         optimizer.step()
     torch.cuda.synchronize()
-    assert torch.cuda.max_memory_allocated() - before < 64 * 1024
-    smallest = 4 * NUMEL
-    assert smallest > 64 * 1024
+    assert torch.cuda.max_memory_allocated() - before < 64 * 1024  # a large parameter takes 4 MiB
 
 
 @pytest.mark.gpu
