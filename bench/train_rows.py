@@ -12,8 +12,8 @@ from .record import RESULTS
 from .rows import Row, recorded
 
 OWN_RULE = "own rule"
-# By `sweep_open`, before the learning rate: what the best one may really be.
-MARKS = {None: "", "above": "≥ ", "below": "≤ ", "above and below": "about "}
+# By `sweep_open`, before the learning rate: where a better one may be.
+MARKS = {None: "", "above": "≥ ", "below": "≤ ", "above and below": "untuned, "}
 
 
 def last_run(folder: Path = RESULTS) -> list[Row]:
@@ -61,9 +61,9 @@ def lr_in_words(final: Row) -> str:
 
 
 def edge_in_words(finals: Sequence[Row]) -> str:
-    """What the marks of `lr_in_words` mean, after a space; empty if there are none."""
+    """What ≥ and ≤ mean in `lr_in_words`, after a space; empty if there are none."""
     meaning = " ≥ or ≤: the best learning rate is the highest or the lowest of those tried; one beyond may be better."
-    return meaning if any(row["sweep_open"] for row in finals) else ""
+    return meaning if {"above", "below"} & {row["sweep_open"] for row in finals} else ""
 
 
 def standing(finals: Sequence[Row]) -> tuple[float, float]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from recorded_rows import EVERY_ROW, ROWS, WHERE, host_rows, write
 
 from rlx_gpu.bench import record, rows
+
+NOBODY = ("-c", "user.name=nobody", "-c", "user.email=nobody@example.org", "-c", "commit.gpgsign=false")
 
 
 def test_rows_are_appended_with_what_they_were_measured_on(tmp_path) -> None:
@@ -19,6 +22,29 @@ def test_rows_are_appended_with_what_they_were_measured_on(tmp_path) -> None:
     assert [row["value"] for row in rows] == [1, 2]
     assert rows[0].keys() >= {"date", "commit", "device", "driver", "python", "torch", "triton", "cuda"}
     assert rows[0]["date"] == rows[1]["date"]
+
+
+def test_only_changed_sources_mark_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        command = ["git", *NOBODY, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    made = [tmp_path / name for name in ("bench/results/host.jsonl", "bench/plots/host.svg", "README.md", "setup.py")]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("before", encoding="utf-8")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    commit = git("rev-parse", "--short=10", "HEAD")
+    monkeypatch.setattr(record, "RESULTS", tmp_path / "bench" / "results")
+    record.environment.cache_clear()
+    found = []
+    for path in made:
+        path.write_text("after", encoding="utf-8")
+        found.append(record.environment()["commit"])
+        record.environment.cache_clear()
+    assert found == [commit, commit, commit, f"{commit}-dirty"]
 
 
 def test_spread_is_median_and_quintiles() -> None:

@@ -60,6 +60,7 @@ def test_learning_rates_say_where_their_sweep_was_open(tmp_path: Path) -> None:
     finals = {row["optimizer"]: row for row in shown.finals(written(tmp_path, run(1)))}
     words = [shown.lr_in_words(finals[name]) for name in ("AdamW", "SGD", "Adafactor")]
     assert words == ["0.003", "≥ 0.003", "own rule"]
+    assert shown.lr_in_words({"lr": 0.5, "sweep_open": "above and below"}) == "untuned, 0.5"
     assert shown.edge_in_words([finals["AdamW"], finals["SGD"]]) and not shown.edge_in_words([finals["AdamW"]])
     as_recorded = shown.finals(written(tmp_path, run(1, sweep_open="below")))[0]
     assert shown.lr_in_words(as_recorded) == "≤ 0.003"
