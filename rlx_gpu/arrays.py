@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,10 @@ class Arrays:
                 f"parameter {name!r}: {what} must be a torch tensor, a NumPy array or have __dlpack__, "
                 f"got {type(value).__name__}"
             )
-        expected = tuple(int(size) for size in shape)
+        try:
+            expected = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"parameter {name!r}: shape must be a tuple of whole numbers, got {shape!r}") from None
         if tuple(tensor.shape) != expected:
             raise ValueError(f"parameter {name!r}: {what} has shape {tuple(tensor.shape)}, expected {expected}")
         return tensor

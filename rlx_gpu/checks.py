@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
+from typing import Any
+
+import numpy as np
 import torch
 
 from .batch import Entry
@@ -9,6 +13,14 @@ from .dispatch import runs_kernels
 from .layout import is_dense, same_layout
 from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, State, is_count
 from .table import Algorithm
+
+REMEDY = "optimizer.load_state_dict(optimizer.state_dict()) brings it there"
+
+
+def check_name(name: object) -> None:
+    """Refuses a parameter's name that is no string."""
+    if not isinstance(name, str):
+        raise TypeError(f"a parameter's name must be a string, got {name!r}")
 
 
 def check_param(name: str, param: torch.Tensor) -> None:
@@ -67,6 +79,32 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
         raise TypeError(f"{label} has dtype {grad.dtype}, must be one of {names}")
 
 
+def check_grad_scale(scale: Any) -> None:
+    """Refuses a factor of the gradients that is no number.
+
+    Raises:
+        TypeError: neither a number nor a real tensor of one element.
+    """
+    if isinstance(scale, torch.Tensor):
+        found, good = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}", scale.numel() == 1
+        good = good and not scale.is_complex()
+    else:
+        found, good = repr(scale), isinstance(scale, Real) and not isinstance(scale, bool)
+    if not good:
+        raise TypeError(f"grad_scale must be a number or a real tensor of one element, got {found}")
+
+
+def flag(owner: str, name: str, value: Any) -> bool:
+    """A switch's value.
+
+    Raises:
+        ValueError: neither True nor False.
+    """
+    if value not in (True, False) or not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: State) -> None:
     """Refuses state that does not fit its parameter; `expected` holds meta tensors of what each slot should be.
 
@@ -87,12 +125,12 @@ def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: Stat
         if not wanted.is_meta:
             continue
         if found.dtype != wanted.dtype:
-            raise ValueError(f"{label} has dtype {found.dtype}, the storage asks for {wanted.dtype}")
+            raise ValueError(f"{label} has dtype {found.dtype}, the storage asks for {wanted.dtype}; {REMEDY}")
         if found.device != entry.param.device:
             raise ValueError(
-                f"{label} is on {str(found.device)!r}, the parameter on {str(entry.param.device)!r}; move it back"
+                f"{label} is on {str(found.device)!r}, the parameter on {str(entry.param.device)!r}; {REMEDY}"
             )
         if found.numel() and not same_layout(found, wanted):
             raise ValueError(
-                f"{label} has stride {found.stride()}, the parameter's memory order needs {wanted.stride()}"
+                f"{label} has stride {found.stride()}, the parameter's memory order needs {wanted.stride()}; {REMEDY}"
             )

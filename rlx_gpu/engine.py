@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .batch import Batch, Settings
+from .checks import check_grad_scale
 from .cohorts import Clock, Roster
 from .fallback import reference_hessian, reference_step, to_numpy
 from .plan import Plan
@@ -48,6 +49,7 @@ class Engine:
         Raises:
             TypeError, ValueError: as `rlx_gpu.checks`; nothing has been changed then.
         """
+        check_grad_scale(grad_scale)
         plan = self._plan(key, batch)
         plan.collect()
         grads = copied(plan, batch.grads)

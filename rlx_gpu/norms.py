@@ -40,18 +40,21 @@ def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
     Pass it as `grad_scale` to a step: the gradients are then clipped inside the update, at no cost in memory traffic.
 
     Args:
-        grads: as in `l2_norm`; entries that are not finite are left out of the norm. None entries are passed over.
+        grads: as in `l2_norm`, but no parameters; entries that are not finite are left out of the norm. None entries
+            are passed over.
         max_norm: in [0, inf].
 
     Returns:
         A 0-d float32 tensor on the first gradient's device; a float for NumPy arrays and for no gradients at all.
 
     Raises:
-        TypeError: as in `l2_norm`.
+        TypeError: as in `l2_norm`, or a parameter.
         ValueError: max_norm is no number in that range.
     """
     max_norm = MAX_NORM.check(max_norm)
     present = [grad for grad in grads if grad is not None]
+    if any(isinstance(grad, torch.nn.Parameter) for grad in present):
+        raise TypeError("expected gradients, got parameters; pass (p.grad for p in parameters)")
     if all(isinstance(grad, np.ndarray) for grad in present):
         return reference.global_grad_clip_scale(present, max_norm)
     norm = _squares([_tensor(grad) for grad in present])[0].sqrt()

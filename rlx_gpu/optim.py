@@ -6,17 +6,19 @@ import difflib
 import functools
 import inspect
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+from torch.optim.optimizer import required
 
 from .batch import Batch, Entry, Settings
 from .checkpoint import OPTIMIZER, loaded_state
-from .checks import check_grad, check_param
+from .checks import check_grad, check_param, flag
 from .engine import Engine
-from .groups import IGNORED, REFUSED, group_values, settings_from, without_switches
+from .groups import IGNORED, MISTAKEN, REFUSED, group_values, settings_from, without_switches
 from .reference.hyper import REQUIRED
 from .reference.trait import documentation, signature
 from .split import split_named
@@ -56,14 +58,20 @@ class Optimizer(torch.optim.Optimizer):
         **hyper: Any,
     ) -> None:
         name = self.algorithm.name
-        given = without_switches(name, hyper if lr is REQUIRED else {"lr": lr, **hyper})
-        defaults = self.algorithm.resolve(given)
-        if isinstance(lr, torch.Tensor):
-            defaults["lr"] = lr  # schedulers write into it
-        self.skip_nonfinite = bool(skip_nonfinite)
-        self._start()
+        given = without_switches(self.algorithm, hyper if lr is REQUIRED else {"lr": lr, **hyper})
         if self.algorithm.hidden_only:
             params = split_named(params)
+        if not isinstance(params, (torch.Tensor, torch.nn.Module)):
+            params = list(params)
+        own_lrs = lr is REQUIRED and [group.get("lr") for group in params if isinstance(group, dict)]
+        if own_lrs and None not in own_lrs:
+            defaults = {**self.algorithm.resolve({**given, "lr": 0.0}), "lr": required}
+        else:
+            defaults = self.algorithm.resolve(given)
+        if isinstance(lr, torch.Tensor):
+            defaults["lr"] = lr  # schedulers write into it
+        self.skip_nonfinite = flag(name, "skip_nonfinite", skip_nonfinite)
+        self._start()
         super().__init__(params, {**defaults, "state_dtype": state_dtype, "rounding": rounding, "seed": seed})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -76,6 +84,8 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(param_group, dict):
             near = {*self.defaults, *REFUSED, *IGNORED}
             for key in param_group.keys() - near - {"params"}:
+                if key in MISTAKEN:
+                    raise TypeError(f"{self.algorithm.name}: {key!r} in a group: {MISTAKEN[key]}")
                 close = difflib.get_close_matches(key, sorted(near), n=1, cutoff=0.8)
                 if close:
                     raise TypeError(
@@ -109,6 +119,8 @@ class Optimizer(torch.optim.Optimizer):
         """
         loss = None
         if closure is not None:
+            if not callable(closure):
+                raise TypeError(f"closure must be callable, got {type(closure).__name__}; did you mean grad_scale=?")
             with torch.enable_grad():
                 loss = closure()
         params, entries = self._flat()
@@ -127,12 +139,19 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state in torch's format; a parameter's step count is a tensor of its own."""
         self._engine.settle()
-        saved: dict[str, Any] = super().state_dict()
+        hooks, self._optimizer_state_dict_post_hooks = self._optimizer_state_dict_post_hooks, OrderedDict()
+        try:
+            saved: dict[str, Any] = super().state_dict()
+        finally:
+            self._optimizer_state_dict_post_hooks = hooks
         saved["state"] = {
             key: {slot: value.clone() if is_scalar(value) else value for slot, value in state.items()}
             for key, state in saved["state"].items()
         }
         saved["param_groups"] = [{**group, OPTIMIZER: self.algorithm.name} for group in saved["param_groups"]]
+        for hook in hooks.values():  # of the finished state
+            changed = hook(self, saved)
+            saved = saved if changed is None else changed
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -145,6 +164,7 @@ class Optimizer(torch.optim.Optimizer):
             ValueError: other groups or parameters, another optimizer's slots, a slot missing or of another shape; names
                 the parameter.
         """
+        state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state_dict)
             if changed is not None:
@@ -267,6 +287,9 @@ def make_class(name: str) -> type[Optimizer]:
     return type(name, (base,), members)
 
 
+__all__ = [*TABLE, "Optimizer", "state_bytes"]
+
+
 def __getattr__(name: str) -> type[Optimizer]:
     if name in TABLE:
         return make_class(name)
@@ -274,4 +297,4 @@ def __getattr__(name: str) -> type[Optimizer]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *TABLE})
+    return __all__

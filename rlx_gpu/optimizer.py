@@ -12,7 +12,7 @@ import torch
 
 from .arrays import Arrays, copied_slot
 from .batch import Batch, Entry, Settings
-from .checks import check_grad, check_param
+from .checks import check_grad, check_name, check_param, flag
 from .engine import Engine
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
@@ -66,7 +66,7 @@ class Optimizer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._lr_scale = lr_scale
         self._use_fallback = use_fallback
-        self._engine = Engine(self.algorithm, skip_nonfinite=bool(skip_nonfinite))
+        self._engine = Engine(self.algorithm, skip_nonfinite=flag(name, "skip_nonfinite", skip_nonfinite))
         self._entries: dict[str, Entry] = {}
         self._states: dict[str, State] = {}
         self._loaded: dict[str, tuple[int, dict[str, Any]]] = {}  # from a checkpoint, until the parameter is seen
@@ -97,6 +97,7 @@ class Optimizer:
         names, entries, grads, returns = [], [], [], []
         seen: set[str] = set()
         for name, shape, param, grad in items:
+            check_name(name)
             if name in seen or name in self._stepped:
                 raise ValueError(f"parameter {name!r}: stepped twice without end_iteration in between")
             seen.add(name)
@@ -168,7 +169,10 @@ class Optimizer:
         if state_dtype not in STATE_DTYPES:  # the reference's float64
             state_dtype = own.state_dtype
         rounding = str(np.asarray(state.get("rounding", own.rounding)))
-        storage = Storage(state_dtype, rounding, int(state.get("seed", own.seed)))
+        try:
+            storage = Storage(state_dtype, rounding, int(state.get("seed", own.seed)))
+        except ValueError as error:
+            raise ValueError(f"state dict: {error}") from None
         iteration, loaded = load_parameters(
             state,
             self.algorithm.name,
@@ -247,18 +251,27 @@ class HessianOptimizer(Optimizer):
     """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
 
     def update_hessian(self, name: str, estimate: Any) -> None:
-        """Mixes an estimate of the Hessian's diagonal, shaped like the parameter, into the state of a stepped
-        parameter.
+        """Mixes an estimate of the Hessian's diagonal, shaped like the parameter, into the state of a parameter that
+        has been stepped, here or before the checkpoint that was loaded.
 
         Raises:
             ValueError: the parameter has not been stepped yet, or the estimate does not fit it.
         """
-        if name not in self._entries:
+        if name in self._entries:
+            entry = self._entries[name]
+            tensor = self._arrays.tensor(name, "estimate", estimate, entry.param.shape)
+            check_grad(name, entry.param, tensor, "estimate")
+            self._engine.update_hessian(Batch([entry], [tensor], [self._states[name]], [self._settings]))
+        elif name in self._loaded:  # its parameter has not been seen; the state lies with the estimate meanwhile
+            step, slots = self._loaded[name]
+            tensor = self._arrays.tensor(name, "estimate", estimate, slots["hessian"].shape)
+            check_param(name, tensor)
+            entry = Entry(name, tensor)
+            state = self._state(entry)
+            self._engine.update_hessian(Batch([entry], [tensor], [state], [self._settings]))
+            self._loaded[name] = step, {slot: state[slot] for slot in slots}
+        else:
             raise ValueError(f"parameter {name!r}: step it once before update_hessian, so that its state has a place")
-        entry = self._entries[name]
-        tensor = self._arrays.tensor(name, "estimate", estimate, entry.param.shape)
-        check_grad(name, entry.param, tensor, "estimate")
-        self._engine.update_hessian(Batch([entry], [tensor], [self._states[name]], [self._settings]))
 
 
 def origin(name: str) -> int:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-# Parts of the names that models give to what turns tokens, pixels or positions into vectors, and vectors into logits.
+# The names that models give to what turns tokens, pixels or positions into vectors, and vectors into logits.
 _OUTER = re.compile(
-    r"(^|[._])(embed|embeds|embedding|embeddings|embedder|wte|wpe|tok|pos|head|lm_head|classifier|score|logits|unembed|"
-    r"output_layer|patch_embed|tokens?|positions?|positional)([._]|$)"
+    # words between dots and underscores
+    r"(^|[._])(embed|embeds|embedding|embeddings|embedder|unembed|wte|wpe|positions?|positional|classifier|logits|"
+    r"output_layer|lm_head)([._]|$)"
+    # words between dots alone: with underscores they also name attention heads and mixers of tokens
+    r"|(^|\.)(tok|tokens?|pos|head|score|(cls|mlm|prediction|classification|output)_head)(\.|$)"
+    # a model's own layers: deeper ones of these names are hidden
+    r"|^((model|module|transformer|_orig_mod)\.)*(output|shared|decoder|generator(\.proj)?|vocab_proj)\.weight$"
 )
 
 
@@ -27,6 +33,9 @@ def split_parameters(model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]]
 
     Returns:
         Groups for any optimizer of matrices, with names; a group without parameters is left out.
+
+    Raises:
+        TypeError: neither a module nor pairs of a name and a tensor.
     """
     if isinstance(model, torch.nn.Module):
         outer = _outer_parameters(model)
@@ -34,6 +43,10 @@ def split_parameters(model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]]
     else:
         outer = set()
     named: list[tuple[str, torch.Tensor]] = [*model]
+    if not all(_is_named(item) for item in named):
+        raise TypeError(
+            "split_parameters: expected a module or its named_parameters(), got items that are no such pairs"
+        )
     hidden = [
         (name, param) for name, param in named if param.ndim > 1 and id(param) not in outer and not _OUTER.search(name)
     ]
@@ -44,12 +57,29 @@ def split_parameters(model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]]
 
 
 def split_named(params: Any) -> Any:
-    """Named parameters split in two groups; anything else as it is."""
-    if isinstance(params, (torch.Tensor, torch.nn.Module)) or not isinstance(params, Iterable):
+    """A module's parameters or named parameters split in two groups; anything else as it is.
+
+    Names alone may not tell embeddings and heads: that none does is worth a warning.
+    """
+    if isinstance(params, torch.nn.Module):
+        return split_parameters(params)
+    if isinstance(params, torch.Tensor) or not isinstance(params, Iterable):
         return params
     listed = list(params)
-    named = bool(listed) and all(isinstance(item, tuple) and len(item) == 2 for item in listed)
-    return split_parameters(listed) if named else listed
+    if not listed or not all(_is_named(item) for item in listed):
+        return listed
+    if not any(param.ndim > 1 and _OUTER.search(name) for name, param in listed):
+        warnings.warn(
+            "no parameter's name says that it is an embedding or a head, so every matrix is taken for a hidden one; "
+            "pass rlx_gpu.split_parameters(model), which looks at the modules, or groups of your own with matrix=False",
+            stacklevel=3,
+        )
+    return split_parameters(listed)
+
+
+def _is_named(item: Any) -> bool:
+    """Whether this is a name with its parameter."""
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and torch.is_tensor(item[1])
 
 
 def _outer_parameters(model: torch.nn.Module) -> set[int]:

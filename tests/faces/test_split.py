@@ -55,6 +55,10 @@ def test_a_tied_head_is_an_embedding():
         "score.weight",
         "tok_embeddings.weight",
         "pos_embed",
+        "output.weight",
+        "module.model.shared.weight",
+        "generator.proj.weight",
+        "heads.head.weight",
     ],
 )
 def test_names_tell_embeddings_and_heads(name):
@@ -72,6 +76,11 @@ def test_names_tell_embeddings_and_heads(name):
         "encoder.layer.1.attention.output.dense.weight",
         "blocks.2.mlp.experts.gate_up_proj",
         "layers.0.attention.heads_proj.weight",
+        "blocks.0.multi_head_attention.q.weight",
+        "blocks.0.head_mix.weight",
+        "mixer.0.tokens_mlp.fc1.weight",
+        "decoder.layers.0.output.weight",
+        "layers.0.pos_proj.weight",
     ],
 )
 def test_names_tell_hidden_matrices(name):
@@ -92,7 +101,7 @@ def test_muon_splits_named_parameters_and_leaves_others_alone():
 
 def test_a_scheduler_moves_the_fallbacks_lr_too():
     model = nn.Linear(4, 4)
-    optimizer = optim.Muon(model.named_parameters(), lr=0.1, fallback_lr_scale=0.5, weight_decay=0.0)
+    optimizer = optim.Muon(model, lr=0.1, fallback_lr_scale=0.5, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1**step)
     moved = []
     for _ in range(2):
@@ -115,3 +124,17 @@ def test_the_groups_serve_every_optimizer_of_matrices(name):
     assert ("left_basis" in optimizer.state[model.inner.weight]) == (name == "SOAP")
     assert "left_basis" not in optimizer.state[model.symbols.weight]
     assert ("factor" in optimizer.state[model.symbols.weight]) == (name == "KronPSGD")
+
+
+def test_muon_takes_a_module_and_warns_of_names_that_tell_nothing():
+    model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 24), nn.Linear(24, 50))
+    hidden, rest = optim.Muon(model, lr=0.1).param_groups
+    assert hidden["param_names"] == ["1.weight"] and rest["matrix"] is False
+    with pytest.warns(UserWarning, match="no parameter's name says"):
+        optim.Muon(model.named_parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("wrong", [list(Model().parameters()), dict(Model().named_parameters()), [("a", 1)]])
+def test_what_is_no_named_parameter_is_refused(wrong):
+    with pytest.raises(TypeError, match="a module or its named_parameters"):
+        rlx_gpu.split_parameters(wrong)

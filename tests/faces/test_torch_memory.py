@@ -181,3 +181,14 @@ def test_a_parameter_transposed_in_place_is_refused(path):
     params[0].grad = gradient
     with pytest.raises(ValueError, match=r"stride"):
         optimizer.step()
+
+
+def test_a_parameter_moved_to_the_next_group(path):
+    params = [torch.nn.Parameter(torch.zeros(3)) for _ in range(3)]
+    for param in params:
+        param.grad = torch.ones(3)
+    optimizer = optim.SGD([{"params": params[:2], "lr": 1.0}, {"params": params[2:], "lr": 100.0}])
+    optimizer.step()
+    optimizer.param_groups[1]["params"].insert(0, optimizer.param_groups[0]["params"].pop())
+    optimizer.step()
+    assert [param[0].item() for param in params] == [-2, -101, -200]
