@@ -174,3 +174,26 @@ def test_grad_scale_and_skipping_together(variant, path):
         own[0].grad[0, 0] = BAD["inf"]
         guarded.step(grad_scale=0.125)
     assert_same(snapshot(guarded, own), snapshot(plain, expected))
+
+
+def test_news_of_a_step_follow_the_device_they_come_from(monkeypatch):
+    """The copy to the host runs on its source's stream, and so must the event that says that it has arrived."""
+    recorded = []
+    device = torch.device("cuda", 1)
+
+    class Event:
+        def record(self, stream=None):
+            recorded.append(stream)
+
+    class Count:
+        def copy_(self, source, non_blocking):
+            assert non_blocking
+
+    class Skipped:
+        device = torch.device("cuda", 1)
+
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: Count())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: ("stream", device))
+    control.SkipLedger().report(Skipped())
+    assert recorded == [("stream", device)]
