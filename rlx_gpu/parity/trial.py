@@ -69,7 +69,7 @@ class Trial:
         self.after, self.wanted = self.stored(), self.expected(self.grads)
 
     def compare(self) -> None:
-        """Takes note of the error of every array since the last comparison, for a step or more."""
+        """Takes note of the error of every array after a step."""
         if differing := self.after.keys() ^ self.wanted.keys():
             self.outcome.fail(self.t, f"one side only has {', '.join(sorted(differing))}")
         errors = self._errors()

@@ -79,7 +79,7 @@ def test_torch_face_of_one_optimizer(formats, device, monkeypatch):
 
 @pytest.mark.gpu
 def test_a_tensor_beyond_two_to_the_31_elements():
-    """Offsets are 64 bits wide: the last element of a large tensor is updated like the first."""
+    """Offsets are 64 bits wide: the last element of a large tensor is updated like the first. Needs 13.2 GB."""
     numel, streams, margin = 2**31 + 1030, 3, 2**28  # parameter, gradient, momentum; block tables and the allocator's
     needed = streams * numel * torch.bfloat16.itemsize + margin
     torch.cuda.empty_cache()  # so that what torch keeps for later counts as free
