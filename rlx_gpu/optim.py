@@ -279,7 +279,7 @@ def make_class(name: str) -> type[Optimizer]:
     base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
     params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     members = {
-        "__doc__": documentation(algorithm.reference, OPTIONS_DOC),
+        "__doc__": documentation(algorithm.reference, OPTIONS_DOC + algorithm.memory_doc),
         "__module__": __name__,
         "__signature__": signature(algorithm.reference, Optimizer.__init__, params),
         "algorithm": algorithm,

@@ -284,10 +284,9 @@ def make_class(name: str) -> type[Optimizer]:
     """The trait's class of an algorithm, with its hyperparameters in the signature and the documentation."""
     algorithm = TABLE[name]
     base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
+    options = f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if has_fallback(algorithm.reference) else OPTIONS_DOC
     members = {
-        "__doc__": documentation(
-            algorithm.reference, f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if has_fallback(algorithm.reference) else OPTIONS_DOC
-        ),
+        "__doc__": documentation(algorithm.reference, options + algorithm.memory_doc),
         "__module__": "rlx_gpu",
         "__signature__": signature(algorithm.reference, Optimizer.__init__),
         "algorithm": algorithm,

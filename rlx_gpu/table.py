@@ -20,11 +20,13 @@ class Algorithm:
         name: the class name, `AdamW`; the modules are its lower case.
         example_lr: a learning rate that trains the example model of `rlx-gpu train`; None leaves it to the optimizer.
         hidden_only: whether the rule is meant for a model's hidden matrices alone; named parameters are then split.
+        workspace: the memory that a step on a GPU takes for its duration, in words; none where it is empty.
     """
 
     name: str
     example_lr: float | None
     hidden_only: bool = False
+    workspace: str = ""
 
     @cached_property
     def reference(self) -> ModuleType:
@@ -59,6 +61,13 @@ class Algorithm:
             self.reference.check(hyper)
         return hyper
 
+    @property
+    def memory_doc(self) -> str:
+        """The section of a docstring about memory beyond the state; empty if there is nothing to say."""
+        return (
+            f"\n\nMemory beyond the state, while a step runs on a GPU:\n    {self.workspace}" if self.workspace else ""
+        )
+
     def scaled(self, hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
         """The hyperparameters of a parameter with this `lr_scale`; without an lr the rule applies the scale itself."""
         return scaled(hyper, scale)
@@ -76,8 +85,27 @@ _ALGORITHMS = (
     Algorithm("LAMB", example_lr=1e-2),
     Algorithm("MARS", example_lr=3e-3),
     Algorithm("Adafactor", example_lr=None),
-    Algorithm("Muon", example_lr=0.02, hidden_only=True),
-    Algorithm("SOAP", example_lr=3e-3),
-    Algorithm("KronPSGD", example_lr=1e-3),
+    Algorithm(
+        "Muon",
+        example_lr=0.02,
+        hidden_only=True,
+        workspace="""\
+the matrices in ns_dtype, at most 2**30 elements of them (or one matrix) at a time; and for those of one
+    shape, at most 2**27 elements, the same once more and two m x m, m the shorter side.""",
+    ),
+    Algorithm(
+        "SOAP",
+        example_lr=3e-3,
+        workspace="""\
+float32 gradients of matrices of one shape, at most 2**28 elements (or one matrix), three times; and for
+    those whose bases change about ten d x d, d the longer side.""",
+    ),
+    Algorithm(
+        "KronPSGD",
+        example_lr=1e-3,
+        workspace="""\
+float32 gradients of matrices of one shape, at most 2**28 elements (or one matrix), twice; and four d x d
+    for each, d the longer side.""",
+    ),
 )
 TABLE = {algorithm.name: algorithm for algorithm in _ALGORITHMS}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ..reference.newton_schulz import Triple, schedule
 from .blocks import Block, blocks
 from .newton_schulz import oriented, orthogonalize_
 
+MOST_ELEMENTS = 2**30  # that are orthogonalised in one workspace: more than a model of a billion parameters has
 PADDING = 8  # elements: every matrix of the workspace begins on a 128-bit boundary in any format
 
 
@@ -52,8 +54,8 @@ class Shelf:
 class MuonBucket:
     """Matrices of one param group under Muon.
 
-    Beyond the state a step takes, for its duration, all matrices once in `ns_dtype`, and what `orthogonalize_` needs
-    for the matrices of one shape.
+    Beyond the state a step takes, for its duration, the matrices in `ns_dtype`, at most MOST_ELEMENTS elements of them
+    (or one matrix), and what `orthogonalize_` needs for the matrices of one shape.
 
     Args:
         key: device, rule, codecs and param group.
@@ -66,29 +68,70 @@ class MuonBucket:
     def __init__(self, key: BucketKey, members: Sequence[Member]) -> None:
         hyper = members[0].settings.hyper
         self.key = key
-        self.dtype: torch.dtype = getattr(torch, hyper["ns_dtype"])
-        triples = schedule(hyper["ns_coefficients"], hyper["ns_steps"])
-        pieces: dict[Any, list[tuple[int, Block]]] = {}
+        shapes: dict[Any, list[Piece]] = {}
         for place, member in enumerate(members):
             for block in blocks(member.entry.name, member.entry.param, hyper):
                 memory = block.shape[::-1] if block.transposed else block.shape
                 scale = update_scale(hyper["adjust_lr_fn"], *block.shape)
-                pieces.setdefault((memory, scale), []).append((place, block))
+                shapes.setdefault((memory, scale), []).append(Piece(place, block, memory, scale))
+        self.waves = [Wave(key, members, pieces) for pieces in waves(list(chain.from_iterable(shapes.values())))]
+
+    def place(self, pointers: Any, rows: Any) -> None:
+        """Takes the addresses int64 [members, streams] and the index of each member's first hyperparameter row."""
+        for wave in self.waves:
+            wave.place(pointers, rows)
+
+    def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock) -> None:
+        """Momentum and norms, normalisation, Newton–Schulz, update."""
+        for wave in self.waves:
+            wave.step(hypers, control)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One matrix: of which member, where in it, rows and columns as memory holds them, and s."""
+
+    place: int
+    block: Block
+    memory: tuple[int, int]
+    scale: float
+
+
+def waves(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """The matrices in order, in runs of at most MOST_ELEMENTS elements."""
+    found: list[list[Piece]] = [[]]
+    room = MOST_ELEMENTS
+    for piece in pieces:
+        room -= piece.block.numel
+        if room < 0 and found[-1]:
+            found.append([])
+            room = MOST_ELEMENTS - piece.block.numel
+        found[-1].append(piece)
+    return found
+
+
+class Wave:
+    """Matrices that are gathered in one launch and applied in another, in one workspace."""
+
+    def __init__(self, key: BucketKey, members: Sequence[Member], pieces: Sequence[Piece]) -> None:
+        hyper = members[0].settings.hyper
+        self.device = key.device
+        self.dtype: torch.dtype = getattr(torch, hyper["ns_dtype"])
+        triples = schedule(hyper["ns_coefficients"], hyper["ns_steps"])
         self.shelves: list[Shelf] = []
         starts: list[int] = []
-        end = 0
-        for (memory, scale), own in pieces.items():
-            shelf = Shelf(end, len(own), memory, scaled_last(triples, scale))
-            starts += [end + i * shelf.stride for i in range(len(own))]
-            end += shelf.stride * len(own)
+        self.size = 0
+        for (memory, scale), own in groupby(pieces, key=lambda piece: (piece.memory, piece.scale)):
+            count = len(list(own))
+            shelf = Shelf(self.size, count, memory, scaled_last(triples, scale))
+            starts += range(self.size, self.size + count * shelf.stride, shelf.stride)
+            self.size += count * shelf.stride
             self.shelves.append(shelf)
-        ordered = [piece for own in pieces.values() for piece in own]
-        self.size = end
         self.starts = np.array(starts, dtype=np.int64)
-        self.places = np.array([place for place, _ in ordered])
-        self.offsets = np.array([block.offset for _, block in ordered], dtype=np.int64)
-        numels = [block.numel for _, block in ordered]
-        origins = [members[place].entry.origin + block.offset for place, block in ordered]
+        self.places = np.array([piece.place for piece in pieces])
+        self.offsets = np.array([piece.block.offset for piece in pieces], dtype=np.int64)
+        numels = [piece.block.numel for piece in pieces]
+        origins = [members[piece.place].entry.origin + piece.block.offset for piece in pieces]
         param, grad, momentum = key.codecs
         x = CODECS[hyper["ns_dtype"]]
         rule = NESTEROV if hyper["nesterov"] else MOMENTUM
@@ -99,14 +142,14 @@ class MuonBucket:
         self.workspace_at: int | None = None
 
     def place(self, pointers: Any, rows: Any) -> None:
-        """Takes the addresses int64 [members, streams] and the index of each member's first hyperparameter row."""
+        """Takes the addresses and rows of all members."""
         self.pointers = pointers[self.places] + self.offsets[:, None] * self.widths
         self.rows = rows[self.places]
         self.workspace_at = None
 
-    def step(self, hypers: torch.Tensor, control: torch.Tensor, clock: Clock) -> None:
-        """Momentum and norms, normalisation, Newton–Schulz, update."""
-        workspace = torch.empty(self.size, dtype=self.dtype, device=self.key.device)
+    def step(self, hypers: torch.Tensor, control: torch.Tensor) -> None:
+        """One update of every matrix."""
+        workspace = torch.empty(self.size, dtype=self.dtype, device=self.device)
         self._place_workspace(workspace.data_ptr())
         self.gather.step(hypers, control)
         for shelf in self.shelves:

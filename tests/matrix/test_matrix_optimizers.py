@@ -8,7 +8,7 @@ from matrix_models import Pair, as_array, assert_below
 
 import rlx_gpu
 from rlx_gpu import launch
-from rlx_gpu.matrix import products
+from rlx_gpu.matrix import muon, products
 
 MUON = {
     "plain": {},
@@ -76,6 +76,22 @@ def test_muon(variant):
         pair.step()
     assert_below(pair.errors(), 1e-5)
     assert_below(pair.slot_errors(), 1e-6)
+
+
+@pytest.mark.parametrize("variant", ["plain", "batch"])
+def test_muon_in_waves(variant, monkeypatch):
+    """A workspace for some matrices at a time changes no bit; each takes a launch before and one after."""
+    runs = []
+    for most in (muon.MOST_ELEMENTS, 300):
+        monkeypatch.setattr(muon, "MOST_ELEMENTS", most)
+        pair = Pair("Muon", {"ns_dtype": "float32", **MUON[variant]})
+        pair.step()
+        before = launch.launches.total()
+        pair.step()
+        runs.append((pair, launch.launches.total() - before))
+    (whole, few), (parts, many) = runs
+    assert all(torch.equal(whole.params[name], parts.params[name]) for name in whole.params)
+    assert few < many and (many - few) % 2 == 0
 
 
 @pytest.mark.parametrize("variant", KRON)
