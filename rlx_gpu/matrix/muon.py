@@ -71,8 +71,9 @@ class MuonBucket:
         shapes: dict[Any, list[Piece]] = {}
         for place, member in enumerate(members):
             for block in blocks(member.entry.name, member.entry.param, hyper):
-                memory = block.shape[::-1] if block.transposed else block.shape
-                scale = update_scale(hyper["adjust_lr_fn"], *block.shape)
+                rows, cols = block.shape
+                memory = (cols, rows) if block.transposed else (rows, cols)
+                scale = update_scale(hyper["adjust_lr_fn"], rows, cols)
                 shapes.setdefault((memory, scale), []).append(Piece(place, block, memory, scale))
         self.waves = [Wave(key, members, pieces) for pieces in waves(list(chain.from_iterable(shapes.values())))]
 
