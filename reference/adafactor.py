@@ -11,7 +11,13 @@ from .hyper import DECOUPLED_DECAY, LR, Hyper
 
 NAME = "Adafactor"
 HYPERPARAMETERS = (
-    Hyper("lr", None, LR.interval, optional=True, doc="learning rate; None follows the relative schedule"),
+    Hyper(
+        "lr",
+        None,
+        LR.interval,
+        optional=True,
+        doc="learning rate; None follows the relative schedule, and leaves nothing for a scheduler to change",
+    ),
     Hyper("beta2_decay", -0.8, "(-inf, 0]", doc="power of t at which the second moment's memory grows"),
     Hyper("eps", (1e-30, 1e-3), kind="pair", doc="added to the squared gradient; least RMS of the parameter"),
     Hyper("clip_threshold", 1.0, "(0, inf)", doc="largest RMS of the update"),

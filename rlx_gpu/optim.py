@@ -24,9 +24,12 @@ from .reference.trait import documentation, signature
 from .split import split_named
 from .table import TABLE, Algorithm
 
-OPTIONS_DOC = """\
+PARAMS_DOC = """\
     params: parameters, named parameters, or groups of them as dicts, as in torch.optim; every hyperparameter,
-        state_dtype, rounding and seed can be set per group.
+        state_dtype, rounding and seed can be set per group."""
+SPLIT_DOC = """
+        A module, or named parameters that are in no group, are split as by `rlx_gpu.split_parameters`."""
+OPTIONS_DOC = """
     state_dtype ("float32" or "bfloat16"): format of the state.
     rounding ("nearest" or "stochastic"): of bfloat16 parameters.
     seed (int): of stochastic rounding; its bits depend on seed, step and the element's place in the model alone.
@@ -278,8 +281,9 @@ def make_class(name: str) -> type[Optimizer]:
     algorithm = TABLE[name]
     base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
     params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    options = PARAMS_DOC + (SPLIT_DOC if algorithm.hidden_only else "") + OPTIONS_DOC + algorithm.memory_doc
     members = {
-        "__doc__": documentation(algorithm.reference, OPTIONS_DOC + algorithm.memory_doc),
+        "__doc__": documentation(algorithm.reference, options),
         "__module__": __name__,
         "__signature__": signature(algorithm.reference, Optimizer.__init__, params),
         "algorithm": algorithm,
