@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .compile_variants import STORAGES, Variant, variants
+from .naming import spelled
 
 if TYPE_CHECKING:
     from .sass import Resources
 
-__all__ = ["COLUMNS", "STORAGES", "Variant", "capability", "compile_variant", "measure", "report", "rows", "variants"]
+__all__ = [
+    "COLUMNS",
+    "STORAGES",
+    "Variant",
+    "architectures",
+    "capability",
+    "compile_variant",
+    "measure",
+    "report",
+    "rows",
+    "variants",
+]
 
 COLUMNS = (
     "name",
@@ -30,6 +44,8 @@ COLUMNS = (
     "vector_bits",
     "bytes_per_param",
 )
+OLDEST_CAPABILITY = 80  # the kernels are made for this and newer
+FIRST_BLACKWELL = 100  # from here on Triton compiles with a ptxas of its own
 DISASSEMBLERS = 2  # nvdisasm takes as long as a compilation, and runs beside the next one
 TABLE_WIDTH = 126  # of the longest names
 
@@ -44,6 +60,33 @@ def capability(arch: str) -> int:
     if match is None:
         raise ValueError(f"arch must look like sm_90, got {arch!r}")
     return int(match[1])
+
+
+def architectures() -> list[str]:
+    """The architectures that the kernels are made for and that Triton's ptxas, or its ptxas-blackwell, knows."""
+    import triton
+
+    tools = triton.knobs.nvidia.ptxas, triton.knobs.nvidia.ptxas_blackwell
+    older, newer = (sorted({int(number) for number in re.findall(r"'sm_(\d+)'", _help(tool.path))}) for tool in tools)
+    known = [number for number in older if OLDEST_CAPABILITY <= number < FIRST_BLACKWELL]
+    known += [number for number in newer if number >= FIRST_BLACKWELL]
+    return [f"sm_{number}" for number in known]
+
+
+def _help(program: str) -> str:
+    return subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def selection(arch: str, optimizers: Collection[str], dtypes: Collection[str]) -> list[Variant]:
+    """The variants to compile for an architecture.
+
+    Raises:
+        ValueError: an unknown architecture, optimizer or dtype.
+        RuntimeError: Triton is missing or interprets.
+    """
+    found = variants(optimizers, dtypes, capability(arch))
+    spelled(arch, architectures(), "supported architecture")
+    return found
 
 
 def compile_variant(variant: Variant, arch: str) -> Any:
@@ -158,36 +201,49 @@ def report(arch: str, optimizers: Collection[str] = (), dtypes: Collection[str] 
         ValueError: an unknown architecture, optimizer or dtype.
         RuntimeError: Triton is missing or interprets, or the compiled code cannot be read with certainty.
     """
-    return list(rows(arch, variants(optimizers, dtypes, capability(arch))))
+    return list(rows(arch, selection(arch, optimizers, dtypes)))
 
 
 def run(arch: str, optimizers: Collection[str], dtypes: Collection[str], as_json: bool) -> int:
     """`rlx-gpu kernels`: prints the report as a table or as JSON; the exit status."""
     try:
-        chosen = variants(optimizers, dtypes, capability(arch))
+        chosen = selection(arch, optimizers, dtypes)
     except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    measured = rows(arch, chosen)
+    try:
+        with redirect_stdout(io.StringIO()):  # Triton prints all of a kernel that ptxas refuses
+            done = list(measured if as_json else with_progress(measured, arch, len(chosen)))
+    except Exception as error:  # a compiler can fail in any way
+        print(f"error: {'; '.join([*getattr(error, '__notes__', ()), str(error).strip()])}", file=sys.stderr)
+        return 1
     if as_json:
-        print(json.dumps(list(rows(arch, chosen)), indent=1))
+        print(json.dumps(done, indent=1))
     else:
-        print_report(arch, rows(arch, chosen), len(chosen))
+        print_report(arch, done)
     return 0
 
 
-def print_report(arch: str, measured: Iterable[dict[str, Any]], total: int) -> None:
-    """Prints rows as a table, with a progress bar while they come in."""
-    from rich import box
+def with_progress(measured: Iterable[dict[str, Any]], arch: str, total: int) -> Iterable[dict[str, Any]]:
+    """The rows, with a progress bar on the standard error while they come in."""
     from rich.console import Console
     from rich.progress import track
+
+    return track(measured, f"Compiling for {arch}", total=total, console=Console(stderr=True), transient=True)
+
+
+def print_report(arch: str, measured: Iterable[dict[str, Any]]) -> None:
+    """Prints rows as a table."""
+    from rich import box
+    from rich.console import Console
     from rich.table import Table
 
-    bar = track(measured, f"Compiling for {arch}", total=total, console=Console(stderr=True), transient=True)
     table = Table(title=f"Kernels for {arch}", caption="— serves every optimizer, or streams over no parameters")
     table.box = box.SIMPLE_HEAD
     for column in COLUMNS:
         table.add_column(column.replace("_", "\n"), justify="left" if column in COLUMNS[:4] else "right", no_wrap=True)
-    for row in bar:
+    for row in measured:
         table.add_row(*("—" if row[column] is None else str(row[column]) for column in COLUMNS))
     console = Console()
     console.width = max(console.width, TABLE_WIDTH)  # better wrapped by a narrow terminal than cut off

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from compile_runs import environment, run_json
 
-from rlx_gpu.compile_report import capability, report, run, variants
+from rlx_gpu.compile_report import architectures, capability, report, run, variants
 from rlx_gpu.sass import Access, Instruction, UnexpectedCode, ir_accesses, machine_accesses, ptx_accesses
 from rlx_gpu.traffic import Block, Traffic, traffic
 
@@ -48,6 +48,37 @@ def test_an_arch_of_another_form_is_named(arch):
         capability(arch)
     with pytest.raises(ValueError, match="must look like sm_90"):
         report(arch)
+
+
+@pytest.mark.parametrize("arch", ["sm_999", "sm_70", "sm_75"])
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
+def test_an_arch_that_is_not_supported_lists_those_that_are(arch, form, tmp_path):
+    command = [sys.executable, "-m", "rlx_gpu", "kernels", "--arch", arch, *form]
+    shown = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.startswith(f"error: there is no supported architecture '{arch}'; choose from sm_80, ")
+    assert shown.stderr.count("\n") == 1
+
+
+def test_the_supported_architectures_are_those_of_the_bundled_compilers():
+    known = architectures()
+    assert {"sm_80", "sm_90", "sm_100"} <= set(known)
+    assert known == sorted(known, key=capability) and capability(known[0]) == 80
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_failed_compilation_is_named_and_prints_nothing_else(as_json, tmp_path):
+    code = (
+        "import sys, triton; from rlx_gpu import compile_report\n"
+        "def fail(*arguments, **options):\n"
+        "    print('all of the PTX')\n"
+        "    raise ValueError('ptxas says no')\n"
+        "triton.compile = fail\n"
+        f"sys.exit(compile_report.run('sm_90', ['lion'], ['float32'], {as_json}))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    assert "error: while compiling lion float32 for sm_90; ptxas says no\n" in shown.stderr
 
 
 def test_interpreted_kernels_are_not_compiled(capsys):
