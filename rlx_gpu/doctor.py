@@ -68,6 +68,8 @@ def examine() -> Report:
     report.versions["NVIDIA driver"] = driver_version()
     examine_torch(report, modules["torch"])
     examine_triton(report, modules["triton"])
+    if modules["numpy"] is None:
+        without_numpy(report)
     if modules["torch"] is not None and "reference" in report.paths.values():
         try_step(report, modules["torch"])
     report.findings.sort(key=lambda finding: not finding.broken)
@@ -105,6 +107,13 @@ def broken_import(name: str, error: Exception, report: Report) -> None:
     report.findings.append(
         Finding(True, f"{name} is installed but fails to import: {reason}", f"pip install --force-reinstall {name}")
     )
+
+
+def without_numpy(report: Report) -> None:
+    """Note that nothing can run: every path imports NumPy."""
+    report.paths.update(dict.fromkeys(report.paths, "none"))
+    if report.versions["numpy"] is None:
+        report.findings.append(Finding(True, "numpy is not installed, and everything needs it", "pip install numpy"))
 
 
 def load_cupy(report: Report, torch: ModuleType | None) -> None:

@@ -46,12 +46,21 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
         "import sys; sys.argv = ['rlx-gpu', '--help']\n"
         "from rlx_gpu.cli import main\n"
         "try: main()\n"
-        "finally: print('LOADED', {'torch', 'triton', 'matplotlib', 'cupy'} & set(sys.modules))"
+        "finally: print('LOADED', {'numpy', 'torch', 'triton', 'matplotlib', 'cupy'} & set(sys.modules))"
     )
     assert done.returncode == 0, done.stderr
     for command in ("train", "doctor", "kernels", "parity", "bench"):
         assert command in done.stdout
     assert "LOADED set()" in done.stdout
+
+
+def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
+    done = python(
+        "import sys, rlx_gpu; assert 'numpy' not in sys.modules\n"
+        "from rlx_gpu import *\n"
+        "assert AdamW is rlx_gpu.AdamW and TABLE is rlx_gpu.TABLE and {'AdamW', 'optim'} <= set(dir(rlx_gpu))"
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_version_and_module_are_the_same_program() -> None:
@@ -217,11 +226,21 @@ class TestDoctor:
         assert report.paths == {"cpu": "reference", "cuda": "compiled"} and not report.broken
         assert report.devices == [{"name": "Some GPU", "compute_capability": "9.0", "memory_gib": 80.0}] * 2
 
-    def test_a_package_that_fails_to_import(self, tmp_path: Path) -> None:
-        (tmp_path / "triton.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
-        done = python("from rlx_gpu import doctor; raise SystemExit(doctor.run(False))", PYTHONPATH=str(tmp_path))
+    @pytest.mark.parametrize("package", ["numpy", "torch", "triton"])
+    @pytest.mark.parametrize("program", [["rlx_gpu.doctor"], ["rlx_gpu", "doctor"]], ids=" ".join)
+    def test_a_package_that_fails_to_import(self, package: str, program: list[str], tmp_path: Path) -> None:
+        (tmp_path / f"{package}.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
+        command = [sys.executable, "-m", *program]
+        environment = user_environment(PYTHONPATH=str(tmp_path))
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 1
-        assert "BROKEN: triton is installed but fails to import: OSError: libfoo.so" in done.stdout
+        assert f"BROKEN: {package} is installed but fails to import: OSError: libfoo.so" in done.stdout
+
+    def test_without_numpy_nothing_works(self) -> None:
+        done = python("import sys; sys.modules['numpy'] = None; from rlx_gpu import doctor; sys.exit(doctor.run(True))")
+        report = json.loads(done.stdout)
+        assert done.returncode == 1 and set(report["paths"].values()) == {"none"}
+        assert [finding["remedy"] for finding in report["findings"] if finding["broken"]] == ["pip install numpy"]
 
 
 def pretend(
