@@ -21,14 +21,14 @@ except ModuleNotFoundError as error:
 
 app = typer.Typer(
     name="rlx-gpu",
-    help="Fused GPU optimizers: train an example, check this machine, compile the kernels.",
+    help="Fused GPU optimizers: train an example, check this machine and the kernels, compile them, time them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 OPTIMIZERS = "Names in any case, with commas or repeated; all if not given"
-STORAGES = "Storages, such as float32,bfloat16_stochastic, or repeated; all if not given."
+STORAGES = "Storages, with commas or repeated; all if not given: {storages}."
 
 
 def main() -> None:
@@ -106,7 +106,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON inst
     raise typer.Exit(run(as_json))
 
 
-@app.command()
+class NamesStorages(typer.core.TyperCommand):
+    """A command whose help names the storages, which are looked up when it is shown: that needs NumPy."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from rlx_gpu.compile_variants import STORAGES as storages
+
+        for option in self.params:
+            if isinstance(option, typer.core.TyperOption) and option.name == "dtype":
+                option.help = STORAGES.format(storages=", ".join(storages))
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=NamesStorages)
 def kernels(
     arch: Annotated[str, typer.Option(help="The architecture to compile for; no GPU is needed.")] = "sm_90",
     optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}, and the kernels that serve all.")] = None,
@@ -119,7 +132,7 @@ def kernels(
     raise typer.Exit(run(arch, optimizer or (), dtype or (), as_json))
 
 
-@app.command()
+@app.command(cls=NamesStorages)
 def parity(
     optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}; each in every variant.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help=STORAGES)] = None,

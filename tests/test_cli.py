@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from rlx_gpu import doctor
 from rlx_gpu.cli import app
+from rlx_gpu.compile_variants import STORAGES
 from rlx_gpu.table import TABLE
 
 TINY = ["--batch-size", "2", "--context", "8", "--width", "16", "--layers", "1", "--warmup", "2"]
@@ -52,6 +53,13 @@ def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     for command in ("train", "doctor", "kernels", "parity", "bench"):
         assert command in done.stdout
     assert "LOADED set()" in done.stdout
+    assert "check this machine and the kernels, compile them, time them" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["kernels", "parity"])
+def test_help_names_the_storages(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert f": {', '.join(STORAGES)}." in invoke(command, "--help").output
 
 
 def test_the_package_gives_its_names_when_they_are_asked_for() -> None:
