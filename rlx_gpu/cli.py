@@ -68,19 +68,23 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; runs/<optimizer> if not given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Start anew even if the folder has an unfinished run.")
+    ] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
     """Train a small byte-level GPT on Python's own sources; end with a loss curve, a table and a sample of text."""
     try:
         from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
-        from rlx_gpu.train.session import Request, run_session
+        from rlx_gpu.train.plan import Request
+        from rlx_gpu.train.session import run_session
     except ModuleNotFoundError as error:
         fail(
             f"training needs {(error.name or '').split('.')[0]}, which is not installed: pip install 'rlx-gpu[train]'",
             code=1,
         )
     program = ["rlx-gpu"] if shutil.which("rlx-gpu") else [sys.executable, "-m", "rlx_gpu"]
-    again = [*program, *(argument for argument in sys.argv[1:] if argument != "--resume"), "--resume"]
+    command = [*program, *(argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite"))]
     try:
         choices = TrainConfig(
             optimizer=optimizer,
@@ -92,8 +96,8 @@ def train(
             state_dtype=state_dtype,
             model=ModelConfig(context=context, width=width, layers=layers),
         )
-        request = Request(optimizer, choices, out, device, data, resume, checkpoint_every)
-        raise typer.Exit(run_session(request, shlex.join(again)))
+        request = Request(optimizer, choices, out, device, data, resume, overwrite, checkpoint_every)
+        raise typer.Exit(run_session(request, shlex.join(command)))
     except TrainError as error:
         fail(str(error), code=2)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -14,12 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from rlx_gpu import doctor
 from rlx_gpu.cli import app
 from rlx_gpu.compile_variants import STORAGES
 from rlx_gpu.table import TABLE
+from rlx_gpu.train.checkpoint import load_checkpoint
 
 TINY = ["--batch-size", "2", "--context", "8", "--width", "16", "--layers", "1", "--warmup", "2"]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -30,6 +33,16 @@ on_the_reference = [pytest.mark.usefixtures("path"), pytest.mark.parametrize("pa
 
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def unfinish(folder: Path) -> None:
+    """Leaves a folder as if its run had stopped after the first step."""
+    path = folder / "checkpoint.pt"
+    torch.save(load_checkpoint(path) | {"step": 1}, path)
 
 
 def user_environment(**changes: str) -> dict[str, str]:
@@ -114,6 +127,11 @@ class TestTrain:
             starts.add(json.loads((tmp_path / name.lower() / "metrics.jsonl").read_text().splitlines()[0])["loss"])
         assert len(starts) == 1
         assert "own" in done.output  # Adafactor's learning rate is its own
+        unfinish(tmp_path / "mars")
+        before = contents(tmp_path)
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2 and f"error: {tmp_path / 'mars'} holds an unfinished run" in refused.stderr
+        assert contents(tmp_path) == before
         (tmp_path / "loss.png").unlink()
         (tmp_path / "lion" / "checkpoint.pt").unlink()
         assert invoke(*arguments, "--resume").exit_code == 0
@@ -127,9 +145,14 @@ class TestTrain:
             (["--device", "meta"], "cpu and cuda"),
             (["--device", "gpu"], "--device 'gpu' is no torch device"),
             (["--resume"], "there is no checkpoint at"),
+            (["--resume", "--optimizer", "all"], "there is nothing to resume in"),
+            (["--resume", "--overwrite"], "give one of them"),
+            (["--seed", "9" * 23], "--seed must be at most 4294967295"),
+            (["--context", "10000000"], "--context must be below"),
+            (["--lr", "nan"], "lr"),
             (["--state-dtype", "float7"], "float7"),
             (["--lr", "-1"], "lr"),
-            (["--width", "10"], "--width must be a positive multiple"),
+            (["--width", "10"], "--width must be a multiple"),
             (["--data", "nowhere"], "nowhere has 0 Python source files"),
         ],
     )
@@ -137,16 +160,53 @@ class TestTrain:
         done = invoke("train", "--steps", "2", *TINY, "--out", str(tmp_path), *arguments)
         assert done.exit_code == 2
         assert done.stderr.startswith("error: ") and message in done.stderr
+        assert not done.stdout and not contents(tmp_path)
 
-    def test_divergence_is_said_and_fails(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("arguments", [["--lr", "nan"], ["--context", "10000000"]])
+    def test_a_bad_option_leaves_an_earlier_run_alone(self, arguments: list[str], tmp_path: Path) -> None:
+        train = ["train", "--steps", "2", *TINY, "--out", str(tmp_path)]
+        assert invoke(*train).exit_code == 0
+        before = contents(tmp_path)
+        done = invoke(*train, *arguments)
+        assert done.exit_code == 2 and not done.stdout and contents(tmp_path) == before
+
+    @pytest.mark.parametrize("out", ["file", "file/below"])
+    def test_results_that_cannot_be_written_are_said(self, out: str, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("mine")
+        done = invoke("train", "--steps", "2", *TINY, "--out", str(tmp_path / out))
+        assert done.exit_code == 2 and f"error: results cannot be written to {tmp_path / out} (" in done.stderr
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_divergence_is_said_and_fails(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "60")
         done = invoke("train", "--optimizer", "sgd", "--lr", "1e30", "--steps", "9", *TINY, "--out", str(tmp_path))
         assert done.exit_code == 1
         assert "SGD diverged with --lr 1e+30" in done.output and "a sample" not in done.output
+        # In the table's last column, which a narrow terminal must not cut off.
+        assert re.search(r"B/param(?s:.*) diverged at step \d", " ".join(done.output.split()))
 
-    def test_a_replaced_run_is_mentioned(self, tmp_path: Path) -> None:
+    def test_a_finished_run_is_replaced_and_an_unfinished_one_only_when_told_to(self, tmp_path: Path) -> None:
         arguments = ["train", "--steps", "2", *TINY, "--out", str(tmp_path)]
-        assert "Replacing" not in invoke(*arguments).output
-        assert "Replacing the earlier run" in invoke(*arguments).output
+        assert "replaces" not in invoke(*arguments).output
+        again = invoke(*arguments)
+        assert again.exit_code == 0 and f"The first step replaces the earlier run in {tmp_path}" in again.output
+        unfinish(tmp_path)
+        before = contents(tmp_path)
+        refused = invoke(*arguments)
+        assert refused.exit_code == 2 and contents(tmp_path) == before
+        lines = refused.stderr.splitlines()
+        assert lines[0] == f"error: {tmp_path} holds an unfinished run, at step 1 of 2"
+        assert lines[1].startswith("Go on with: ") and lines[1].endswith(" --resume")
+        assert lines[2].startswith("Start anew: ") and lines[2].endswith(" --overwrite")
+        assert invoke(*arguments, "--overwrite").exit_code == 0
+        assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 2
+
+    def test_a_checkpoint_that_cannot_be_read_is_replaced_only_when_told_to(self, tmp_path: Path) -> None:
+        (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+        arguments = ["train", "--steps", "2", *TINY, "--out", str(tmp_path)]
+        done = invoke(*arguments)
+        assert done.exit_code == 2 and "cannot be read" in done.stderr and "--overwrite" in done.stderr
+        assert invoke(*arguments, "--overwrite").exit_code == 0
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -164,6 +224,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert go_on[-1] == "--resume" and str(out) in go_on
     before = len(log.read_text().splitlines())
     assert f"Stopped after step {before}" in " ".join(printed.split())
+    refused = subprocess.run(command, capture_output=True, text=True, env=user_environment())
+    assert refused.returncode == 2 and f"at step {before} of 2000\nGo on with: {shlex.join(go_on)}\n" in refused.stderr
     process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, env=user_environment())
     while log.read_text().count("\n") <= before and time.monotonic() < deadline + 60:
         time.sleep(0.005)

@@ -22,7 +22,7 @@ from rlx_gpu.train import loop
 from rlx_gpu.train.checkpoint import load_checkpoint, replace_file
 from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError, optimizer_names
 from rlx_gpu.train.data import Corpus, batch, load_corpus
-from rlx_gpu.train.loop import RunResult, learning_rate_share, train
+from rlx_gpu.train.loop import RunResult, learning_rate_share, named_memory_errors, train
 
 # Without a GPU a user gets the NumPy reference; interpreting the kernels, as test_train_interpreted.py does, is slow.
 pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.parametrize("path", ["reference"], indirect=True)]
@@ -182,13 +182,47 @@ def test_a_damaged_checkpoint_is_named(damage: bytes | None, corpus: Corpus, tmp
     run(config, corpus, tmp_path)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-100] if damage is None else damage)
-    with pytest.raises(TrainError, match=r"checkpoint\.pt cannot be read .* without --resume"):
+    with pytest.raises(TrainError, match=r"checkpoint\.pt cannot be read .* with --overwrite"):
         run(config, corpus, tmp_path, resume=True)
 
 
 def test_a_missing_checkpoint_is_named(corpus: Corpus, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="there is no checkpoint at"):
         run(config_of("AdamW", corpus), corpus, tmp_path, resume=True)
+
+
+def test_until_the_first_step_is_done_an_earlier_run_stays_whole(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("AdamW", corpus)
+    run(config, corpus, tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(loop.Run, "step", fail)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        run(config, corpus, tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate")],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_said(error: Exception) -> None:
+    with (
+        pytest.raises(TrainError, match="does not fit into memory; give a smaller --batch-size"),
+        named_memory_errors(),
+    ):
+        raise error
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="something else"), named_memory_errors():
+        raise RuntimeError("something else")
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(corpus: Corpus, tmp_path: Path) -> None:
@@ -256,6 +290,20 @@ def test_too_little_text_is_an_error_that_names_the_folder(tmp_path: Path) -> No
         load_corpus(tmp_path)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(TrainError, match=r"gone\.py cannot be read \(No such file"):
+        load_corpus(tmp_path)
+
+
+def test_a_context_longer_than_the_text_is_refused_before_anything_is_written(corpus: Corpus, tmp_path: Path) -> None:
+    longest = len(corpus.validation) - 1
+    corpus.require_context(longest)
+    with pytest.raises(TrainError, match=f"--context must be below {longest + 1}, "):
+        run(config_of("AdamW", corpus, model=replace(TINY, context=longest + 1)), corpus, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("message", "make"),
     [
@@ -263,7 +311,9 @@ def test_too_little_text_is_an_error_that_names_the_folder(tmp_path: Path) -> No
         ("--batch-size must be at least 1, not 0", lambda: TrainConfig("AdamW", batch_size=0)),
         ("--warmup must be at least 0, not -1", lambda: TrainConfig("AdamW", warmup=-1)),
         ("--seed must be at least 0, not -1", lambda: TrainConfig("AdamW", seed=-1)),
-        ("--width must be a positive multiple", lambda: ModelConfig(width=10)),
+        ("--seed must be at most 4294967295, not 4294967296", lambda: TrainConfig("AdamW", seed=2**32)),
+        ("--width must be a multiple", lambda: ModelConfig(width=10)),
+        ("--width must be at least 1", lambda: ModelConfig(width=0)),
         ("--context must be at least 2", lambda: ModelConfig(context=1)),
         ("--layers must be at least 1", lambda: ModelConfig(layers=0)),
         ("no optimizer 'adamx'; choose from all, SGD", lambda: optimizer_names("adamx")),

@@ -47,8 +47,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         TrainError: there is none, or it cannot be read.
     """
-    if not path.exists():
-        raise TrainError(f"there is no checkpoint at {path}; start the run without --resume")
+    if not os.path.exists(path):
+        raise TrainError(f"there is no checkpoint at {path}; leave --resume to start a run")
     try:
         # weights_only: a checkpoint from a stranger must not be able to run code.
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -61,9 +61,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TrainError(
-            f"the checkpoint {path} cannot be read ({reason}); delete it and start the run without --resume"
-        ) from error
+        raise TrainError(f"the checkpoint {path} cannot be read ({reason}); start anew with --overwrite") from error
     return contents
 
 
@@ -80,11 +78,11 @@ def require_same_config(path: Path, saved: dict[str, Any], config: TrainConfig) 
         if option == "data":
             raise TrainError(
                 f"cannot resume {path}: it was trained on another text (--data, or another Python's library);"
-                " use the same, or start anew without --resume"
+                " use the same, or start anew with --overwrite"
             )
         raise TrainError(
             f"cannot resume {path}: it was made with --{option} {saved.get(option)}, this run has"
-            f" --{option} {asked.get(option)}; give the same value, or start anew without --resume"
+            f" --{option} {asked.get(option)}; give the same value, or start anew with --overwrite"
         )
 
 
@@ -95,27 +93,15 @@ def restore_rng(saved: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(saved["cuda"])
 
 
-class MetricsLog:
-    """`metrics.jsonl`: one JSON object a step, rewritten from the checkpoint's history when a run resumes.
+def write_metrics(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl` anew: one JSON object a step."""
+    replace_file(path, lambda file: file.write("".join(map(_line, history)).encode()))
 
-    Args:
-        path: the file.
-        history: the records of the steps that the checkpoint already has.
-    """
 
-    def __init__(self, path: Path, history: list[dict[str, Any]]) -> None:
-        # Lines past the checkpoint, or half a line, may be left of a run that was killed; the history has neither.
-        replace_file(path, lambda file: file.write("".join(map(_line, history)).encode()))
-        self._file = path.open("a", encoding="utf-8")
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record."""
-        self._file.write(_line(record))
-        self._file.flush()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+def append_metrics(path: Path, record: dict[str, Any]) -> None:
+    """Add one step to `metrics.jsonl`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
 
 
 def _line(record: dict[str, Any]) -> str:

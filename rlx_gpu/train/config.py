@@ -7,9 +7,23 @@ from typing import Any
 
 from rlx_gpu.naming import spelled
 
+LARGEST = 2**32 - 1  # from every seed up to here all generators can be seeded
+
 
 class TrainError(RuntimeError):
     """A run that cannot start or go on; its message says why and what to do."""
+
+
+def require_range(option: str, value: int, low: int) -> None:
+    """Refuse a number outside `low` to `LARGEST`.
+
+    Raises:
+        TrainError: it is outside.
+    """
+    if value < low:
+        raise TrainError(f"{option} must be at least {low}, not {value}")
+    if value > LARGEST:
+        raise TrainError(f"{option} must be at most {LARGEST}, not {value}")
 
 
 @dataclass(frozen=True)
@@ -29,14 +43,11 @@ class ModelConfig:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        if self.context < 2:
-            raise TrainError(f"--context must be at least 2, not {self.context}")
-        if self.layers < 1:
-            raise TrainError(f"--layers must be at least 1, not {self.layers}")
-        if self.width < 1 or self.width % self.heads:
-            raise TrainError(
-                f"--width must be a positive multiple of the {self.heads} attention heads, not {self.width}"
-            )
+        require_range("--context", self.context, 2)
+        require_range("--layers", self.layers, 1)
+        require_range("--width", self.width, 1)
+        if self.width % self.heads:
+            raise TrainError(f"--width must be a multiple of the {self.heads} attention heads, not {self.width}")
 
 
 @dataclass(frozen=True)
@@ -66,14 +77,10 @@ class TrainConfig:
     data: str = ""
 
     def __post_init__(self) -> None:
-        for option, value, low in (
-            ("--steps", self.steps, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--warmup", self.warmup, 0),
-            ("--seed", self.seed, 0),
-        ):
-            if value < low:
-                raise TrainError(f"{option} must be at least {low}, not {value}")
+        require_range("--steps", self.steps, 1)
+        require_range("--batch-size", self.batch_size, 1)
+        require_range("--warmup", self.warmup, 0)
+        require_range("--seed", self.seed, 0)
 
     def as_dict(self) -> dict[str, Any]:
         """Every choice under the name of its command line option, `data` apart."""

@@ -30,6 +30,19 @@ class Corpus:
     validation: NDArray[np.uint8]
     digest: str
 
+    def require_context(self, context: int) -> None:
+        """Refuse windows longer than the shorter of the two texts.
+
+        Raises:
+            TrainError: a window of `context` bytes and the one after it does not fit.
+        """
+        shorter = min(len(self.train), len(self.validation))
+        if context >= shorter:
+            raise TrainError(
+                f"--context must be below {shorter}, the bytes of the text's shorter part, not {context};"
+                " or name a folder with more *.py files with --data"
+            )
+
 
 def load_corpus(folder: Path | None = None, smallest: int = 20_000) -> Corpus:
     """Read every `*.py` file directly in a folder, in the order of the names, each 20th for validation.
@@ -39,11 +52,17 @@ def load_corpus(folder: Path | None = None, smallest: int = 20_000) -> Corpus:
         smallest: bytes that each of the two parts must have.
 
     Raises:
-        TrainError: the folder has too little Python source, as where a distribution ships compiled files only.
+        TrainError: a file cannot be read, or the folder has too little Python source, as where a distribution ships
+            compiled files only.
     """
     folder = Path(sysconfig.get_path("stdlib")) if folder is None else folder
     files = sorted(folder.glob("*.py"), key=lambda file: file.name)
-    texts = [file.read_bytes() for file in files]
+    try:
+        texts = [file.read_bytes() for file in files]
+    except OSError as error:
+        raise TrainError(
+            f"{error.filename} cannot be read ({error.strerror}); name another folder with --data"
+        ) from error
     train = b"".join(text for i, text in enumerate(texts) if (i + 1) % VALIDATION_EVERY)
     validation = b"".join(texts[VALIDATION_EVERY - 1 :: VALIDATION_EVERY])
     if min(len(train), len(validation)) < smallest:

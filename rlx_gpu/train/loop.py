@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checkpoint import MetricsLog, load_checkpoint, replace_file, require_same_config, restore_rng, save_checkpoint
+from .checkpoint import (
+    append_metrics,
+    load_checkpoint,
+    replace_file,
+    require_same_config,
+    restore_rng,
+    save_checkpoint,
+    write_metrics,
+)
 from .config import TrainConfig, TrainError
 from .data import Corpus, batch, validation_batches
 from .model import ByteGPT
+from .stop import StopRequest
 
 HESSIAN_EVERY = 10
 VALIDATIONS = 6
@@ -38,33 +45,6 @@ def learning_rate_share(step: int, steps: int, warmup: int) -> float:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, steps - warmup)
     return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-class StopRequest:
-    """Turns Ctrl-C into a request that is read between two steps, so that no step is left half done.
-
-    A second Ctrl-C raises KeyboardInterrupt at once. Signal handlers are put back on exit; outside the main thread,
-    which gets no signals, nothing is installed.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class Run:
@@ -188,6 +168,42 @@ class RunResult:
     diverged: str = ""
 
 
+@contextmanager
+def kept_generators(device: torch.device) -> Iterator[None]:
+    """Leave torch's random generators as they were found."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def named_memory_errors() -> Iterator[None]:
+    """Say which choices would take less memory where there is too little.
+
+    Raises:
+        TrainError: there is too little.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # On the CPU torch has no type of its own for it.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise TrainError(
+                "the run does not fit into memory; give a smaller --batch-size, --context, --width or --layers"
+            ) from error
+        raise
+
+
+def rehearse(config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
+    """Make a run and drop it, so that choices that cannot work are known before a file is touched.
+
+    Raises:
+        TrainError: a choice cannot work.
+    """
+    corpus.require_context(config.model.context)
+    with kept_generators(device), named_memory_errors():
+        Run(config, device)
+
+
 def train(
     config: TrainConfig,
     corpus: Corpus,
@@ -200,8 +216,8 @@ def train(
 ) -> RunResult:
     """Train one model and leave `metrics.jsonl`, `checkpoint.pt` and `model.safetensors` in a folder.
 
-    A checkpoint is written before the first step, every `checkpoint_every` steps, at the end and on Ctrl-C. torch's
-    random generators are left as they were found.
+    A checkpoint is written after the first step, every `checkpoint_every` steps, at the end and on Ctrl-C. Until the
+    first step is done, an earlier run in the folder stays whole. torch's random generators are left as they were found.
 
     Args:
         config: the choices that decide the weights.
@@ -213,30 +229,28 @@ def train(
         on_step: called with the record of each step, after it.
 
     Raises:
-        TrainError: nothing to resume, other choices than the checkpoint's, or settings the optimizer refuses.
+        TrainError: nothing to resume, other choices than the checkpoint's, or choices that cannot work.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "checkpoint.pt"
+    path, log = out / "checkpoint.pt", out / "metrics.jsonl"
     saved = load_checkpoint(path) if resume else None
     if saved is not None:
         require_same_config(path, saved["config"], config)
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda), StopRequest() as stop:
+    corpus.require_context(config.model.context)
+    with kept_generators(device), named_memory_errors(), StopRequest() as stop:
         run = Run(config, device)
         history: list[Record] = []
         if saved is not None:
             run.load_state_dict(saved)
             restore_rng(saved["rng"])
             history = saved["history"]
-        log = MetricsLog(out / "metrics.jsonl", history)
+            write_metrics(log, history)  # a killed run may have left lines past its checkpoint, or half a line
 
         def save() -> None:
             contents = {"config": config.as_dict(), "step": len(history), "history": history}
             save_checkpoint(path, contents | run.state_dict())
 
+        out.mkdir(parents=True, exist_ok=True)
         try:
-            if saved is None:
-                save()
             validation = validation_batches(corpus.validation, config.batch_size, config.model.context)
             validate_every = -(-config.steps // VALIDATIONS)
             for number in range(len(history) + 1, config.steps + 1):
@@ -244,7 +258,11 @@ def train(
                 if number % validate_every == 0 or number == config.steps:
                     record["validation_loss"] = run.validation_loss(validation)
                 history.append(record)
-                log.write(record)
+                if number == 1:  # the choices work, so an earlier run may go
+                    save()
+                    write_metrics(log, history)
+                else:
+                    append_metrics(log, record)
                 on_step(record)
                 if number % checkpoint_every == 0 or number == config.steps or stop.requested:
                     save()
@@ -252,8 +270,6 @@ def train(
                     break
         except DivergedError as error:
             return RunResult(run, history, diverged=str(error))
-        finally:
-            log.close()
         finished = len(history) == config.steps
         if finished:
             export_weights(run, out / "model.safetensors")

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-
 import torch
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from .config import TrainConfig, TrainError, optimizer_names
+from .config import TrainError
 from .data import Corpus, load_corpus
 from .loop import Record, RunResult, train
-from .report import Summary, sample_text, summarize, table, where, write_chart
+from .plan import PlannedRun, Request, make_plan
+from .report import Summary, print_table, sample_text, summarize, where, write_chart
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for.
-
-    Args:
-        optimizer: a name in any case, or "all".
-        choices: the run's other choices; its `optimizer` and `data` are filled in, and a None `lr` becomes the
-            algorithm's example.
-        out: folder for the results; None is `runs/<optimizer>`.
-        device: a torch device, or "auto" for CUDA where there is one.
-        data: folder with the text; None is Python's standard library.
-        resume: go on from the checkpoint.
-        checkpoint_every: steps between checkpoints.
-    """
-
-    optimizer: str
-    choices: TrainConfig
-    out: Path | None = None
-    device: str = "auto"
-    data: Path | None = None
-    resume: bool = False
-    checkpoint_every: int = 50
-
-
-def run_session(request: Request, resume_command: str, console: Console | None = None) -> int:
+def run_session(request: Request, command: str, console: Console | None = None) -> int:
     """Train and report.
 
     Args:
         request: what to do.
-        resume_command: shown after Ctrl-C.
+        command: the command line without --resume and --overwrite; what to do next is shown with it.
         console: where to write; None is the standard output.
 
     Returns:
@@ -56,43 +30,39 @@ def run_session(request: Request, resume_command: str, console: Console | None =
         TrainError: the request cannot be carried out.
     """
     console = console or Console()
-    names = optimizer_names(request.optimizer)
-    everything = len(names) > 1
-    out = request.out or Path("runs") / ("all" if everything else names[0].lower())
     device = pick_device(request.device)
     corpus = load_corpus(request.data)
+    plan = make_plan(request, corpus, device, command)
     console.print(
-        f"Training on {len(corpus.train):,} bytes of Python source on {where(device)}; results go to {out}",
+        f"Training on {len(corpus.train):,} bytes of Python source on {where(device)}; results go to {plan.out}",
         highlight=False,
     )
     summaries: list[Summary] = []
     result: RunResult | None = None
-    for name in names:
-        folder = out / name.lower() if everything else out
-        config = replace(
-            request.choices, optimizer=name, lr=learning_rate(name, request.choices.lr), data=corpus.digest
-        )
-        # A comparison that was stopped has finished some runs, stopped one and not begun the others.
-        resume = request.resume and not (everything and not (folder / "checkpoint.pt").exists())
-        warn_of_replaced_run(console, folder, resume)
-        result = train_with_progress(console, config, corpus, folder, device, resume, request.checkpoint_every)
-        summaries.append(summarize(config, result))
+    for run in plan.runs:
+        if not run.resume and run.checkpoint.exists():
+            console.print(f"The first step replaces the earlier run in {run.folder}", highlight=False, soft_wrap=True)
+        result = train_with_progress(console, run, corpus, device, request.checkpoint_every)
+        summaries.append(summarize(run.config, result))
         if result.interrupted:
             step = len(result.history)
             console.print(
-                f"\nStopped after step {step}; the checkpoint is in {folder}.", highlight=False, soft_wrap=True
+                f"\nStopped after step {step}; the checkpoint is in {run.folder}.", highlight=False, soft_wrap=True
             )
-            console.print(f"Go on with: {resume_command}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"Go on with: {command} --resume", highlight=False, markup=False, soft_wrap=True)
             return 130
         if result.diverged:
-            console.print(Text(f"{name}: {result.diverged}", style="red"), soft_wrap=True)
-    if any(summary.history for summary in summaries):
-        write_chart(summaries, out / "loss.png")
-    console.print(table(summaries))
-    if not everything and result is not None and not result.diverged:
+            console.print(
+                Text(f"{run.config.optimizer}: {result.diverged}, with --overwrite", style="red"), soft_wrap=True
+            )
+    chart = plan.out / "loss.png" if any(summary.history for summary in summaries) else None
+    if chart:
+        write_chart(summaries, chart)
+    print_table(console, summaries)
+    if len(plan.runs) == 1 and result is not None and not result.diverged:
         console.print(Panel(Text(sample_text(result, request.choices.seed)), title="a sample", title_align="left"))
-    if (out / "loss.png").exists():
-        console.print(f"Loss curve: {out / 'loss.png'}", highlight=False, soft_wrap=True)
+    if chart:
+        console.print(f"Loss curve: {chart}", highlight=False, soft_wrap=True)
     return int(all(summary.note for summary in summaries))
 
 
@@ -115,23 +85,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def learning_rate(name: str, asked: float | None) -> float | None:
-    """The learning rate asked for, or the one that is known to train the example well."""
-    from rlx_gpu.table import TABLE
-
-    return TABLE[name].example_lr if asked is None else asked
-
-
 def train_with_progress(
-    console: Console,
-    config: TrainConfig,
-    corpus: Corpus,
-    folder: Path,
-    device: torch.device,
-    resume: bool,
-    checkpoint_every: int,
+    console: Console, run: PlannedRun, corpus: Corpus, device: torch.device, checkpoint_every: int
 ) -> RunResult:
     """One run under a progress bar; where the output is no terminal, a line at each validation instead."""
+    config = run.config
     columns = (
         TextColumn("{task.description:<9}"),
         BarColumn(bar_width=None),
@@ -154,15 +112,9 @@ def train_with_progress(
         return train(
             config,
             corpus,
-            folder,
+            run.folder,
             device=device,
-            resume=resume,
+            resume=run.resume,
             checkpoint_every=checkpoint_every,
             on_step=show,
         )
-
-
-def warn_of_replaced_run(console: Console, folder: Path, resume: bool) -> None:
-    """Say so when a new run takes the place of an older one in the same folder."""
-    if not resume and (folder / "checkpoint.pt").exists():
-        console.print(f"Replacing the earlier run in {folder} (--resume would go on with it)", highlight=False)
