@@ -1,14 +1,15 @@
-"""Options of the benches that name things: given once or several times, or in one word with commas."""
+"""Options that the benches share: names, given once or several times or with commas, and the file for the results."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from ..naming import chosen as looked_up
-from .providers import NAMES, QUICK
+from .providers import NAMES, OURS, PEERS, QUICK
 
 ALL = "all"
 
@@ -50,3 +51,46 @@ def chosen(flag: str, given: Iterable[str] | None, known: Collection[str], usual
         return looked_up(words, known, flag.strip("-").removesuffix("s"))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=flag) from error
+
+
+def chosen_providers(given: Iterable[str] | None, *more: str) -> list[str]:
+    """The providers named, of which every one is installed; none if none is given, and for "all" whoever is there.
+
+    Args:
+        given: as on the command line.
+        more: what a bench has besides ours and the peers.
+
+    Raises:
+        typer.BadParameter: an unknown name, or a package that is not installed.
+    """
+    words = list(given or ())
+    names = chosen("--providers", words, [*NAMES, *more], ())
+    installed = {OURS, *more, *(peer.name for peer in PEERS if peer.installed)}
+    missing = [name for name in names if name not in installed]
+    if missing and len(names) < len(NAMES) + len(more):
+        packages = dict.fromkeys(peer.distribution for peer in PEERS if peer.name in missing)
+        what = f"{', '.join(missing)} cannot be imported here"
+        raise typer.BadParameter(f"{what}; pip install {' '.join(packages)}", param_hint="--providers")
+    return names
+
+
+def results_file(bench: str) -> Any:
+    """The option that names the file to append to, which is opened before anything is measured."""
+    return typer.Option(
+        "--json", help=f"File to append to instead of bench/results/{bench}.jsonl.", callback=appendable
+    )
+
+
+def appendable(path: Path | None) -> Path | None:
+    """A path that rows can be appended to; makes the file.
+
+    Raises:
+        typer.BadParameter: they cannot.
+    """
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise typer.BadParameter(f"cannot append to {path}: {error.strerror}", param_hint="--json") from None
+    return path

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .choices import chosen, naming, naming_providers
+from .choices import chosen, chosen_providers, naming, naming_providers, results_file
 from .elementwise import OPTIMIZERS
-from .providers import NAMES, STORAGES
+from .providers import STORAGES
 from .race import Effort, contenders, parameters, race, rows
 from .shapes import Shape, gpt2_124m
 from .show import Report
@@ -45,13 +45,13 @@ def main(
     providers: Annotated[list[str] | None, naming_providers()] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each provider.")] = 2,
     repeats: Annotated[int, typer.Option(min=3, help="Timed steps of a turn.")] = 3,
-    json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/cpu.jsonl.")] = None,
+    json: Annotated[Path | None, results_file("cpu")] = None,
 ) -> None:
     """Time a step over CPU tensors, beside the peers that are installed, and record it; needs no GPU."""
     os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels would step CPU tensors in its place
     names = chosen("--optimizer", optimizer, OPTIMIZERS, OPTIMIZERS)
     forms = chosen("--storage", storage, STORAGES, ["float32"])
-    named = chosen("--providers", providers, NAMES, ())
+    named = chosen_providers(providers)
     with Report("cpu", len(names) * len(forms), json) as report:
         for form in forms:
             for name in names:

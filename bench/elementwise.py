@@ -21,8 +21,8 @@ from .. import compile_report
 from ..compile_variants import variants
 from ..table import TABLE
 from . import gate
-from .choices import chosen, naming, naming_providers
-from .providers import HYPER, NAMES, OWN_HYPER, STORAGES
+from .choices import chosen, chosen_providers, naming, naming_providers, results_file
+from .providers import HYPER, OWN_HYPER, STORAGES
 from .race import Effort, contenders, in_words, parameters, race, rows
 from .shapes import SHAPES
 from .show import Report
@@ -79,15 +79,13 @@ def main(
     repeats: Annotated[
         int, typer.Option(min=3, help="Timed steps of a turn, fewer where they are long.")
     ] = Effort.repeats,
-    json: Annotated[
-        Path | None, typer.Option(help="File to append to instead of bench/results/elementwise.jsonl.")
-    ] = None,
+    json: Annotated[Path | None, results_file("elementwise")] = None,
 ) -> None:
     """Time a step of every optimizer on this GPU, beside the peers that are installed, and record it."""
     import torch
 
     models = chosen("--shapes", shapes, SHAPES, MODELS)
-    named = chosen("--providers", providers, NAMES, ())
+    named = chosen_providers(providers)
     names = chosen("--optimizer", optimizer, OPTIMIZERS, OPTIMIZERS)
     cases = [(name, form) for form in chosen("--storage", storage, STORAGES, FORMATS) for name in names]
     arch, effort = this_arch(), Effort(rounds, repeats)

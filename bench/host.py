@@ -9,6 +9,7 @@ Providers take turns in one run: the first step of a turn finds the processor's 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import time
 from collections.abc import Collection, Mapping
@@ -20,9 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import providers as known
-from .choices import chosen, naming_providers
-from .providers import NAMES, OURS
+from .choices import chosen_providers, naming_providers, results_file
+from .providers import OURS
 from .record import append, environment, spread
+from .show import print_whole
 from .timing import Step
 
 TENSORS = (148, 300, 1000, 5000)
@@ -128,17 +130,19 @@ def measure(count: int, repeats: int, named: Collection[str] = ()) -> list[dict[
 
 
 def main(
-    tensors: Annotated[list[int] | None, typer.Option(help="How many tensors; may be repeated.")] = None,
+    tensors: Annotated[list[int] | None, typer.Option(min=1, help="How many tensors; may be repeated.")] = None,
     providers: Annotated[list[str] | None, naming_providers()] = None,
     repeats: Annotated[int, typer.Option(min=5, help="Turns of each provider.")] = 30,
-    json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/host.jsonl.")] = None,
+    json: Annotated[Path | None, results_file("host")] = None,
 ) -> None:
     """Measure the host time of an AdamW step, beside the peers that are installed, and record it; needs no GPU."""
+    if importlib.util.find_spec("triton") is None:
+        raise SystemExit("error: the host bench needs triton, which is not installed: pip install triton")
     os.environ["TRITON_INTERPRET"] = "1"  # CPU tensors take the kernels' path; nothing is launched
     import torch
 
     torch.set_num_threads(1)
-    named = chosen("--providers", providers, NAMES, ())
+    named = chosen_providers(providers)
     table = Table(
         "tensors", "caches", "provider", "µs a tensor", "p20 to p80", "best peer / this", "torch fused / this"
     )
@@ -152,7 +156,9 @@ def main(
             cells = (f"{cost['median']:.2f}", f"{cost['p20']:.2f} to {cost['p80']:.2f}")
             ratios = (f"{row[key] or float('nan'):g}x" for key in ("best_peer_over_this", "torch_fused_over_this"))
             table.add_row(str(count), row["caches"], row["provider"], *cells, *ratios)
-    console.print(table)
+    if not table.rows:
+        raise SystemExit(f"error: nothing was measured: none of these providers steps {OPTIMIZER} on the CPU")
+    print_whole(console, table)
     console.print(f"recorded in {path}")
 
 

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from . import baselines, gate
-from .choices import chosen, naming, naming_providers
-from .providers import NAMES, OURS, STORAGES, as_is, ours
+from .choices import chosen, chosen_providers, naming, naming_providers, results_file
+from .providers import OURS, STORAGES, as_is, ours
 from .race import Contender, Effort, Result, contenders, in_words, parameters, race, rows
 from .record import environment
 from .shapes import SHAPES, Shape, matrices
@@ -192,10 +192,10 @@ def main(
     repeats: Annotated[
         int, typer.Option(min=3, help="Timed steps of a turn, fewer where they are long.")
     ] = Effort.repeats,
-    json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/matrix.jsonl.")] = None,
+    json: Annotated[Path | None, results_file("matrix")] = None,
 ) -> None:
     """Time matrix routines and whole steps of the matrix optimizers on this GPU, beside peers, and record them."""
-    named = chosen("--providers", providers, [*NAMES, BASELINE], ())
+    named = chosen_providers(providers, BASELINE)
     tasks = list(
         planned(
             chosen("--optimizer", optimizer, WHAT, WHAT),

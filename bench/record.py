@@ -46,6 +46,7 @@ a kernel, with `arch` and `triton` for an environment.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -71,7 +72,6 @@ def spread(samples: Sequence[float]) -> dict[str, float]:
 def environment() -> dict[str, Any]:
     """What a measurement depends on: time, commit, device and versions, looked up once a process."""
     import torch
-    import triton
 
     cuda = torch.cuda.is_available()
     return {
@@ -81,7 +81,7 @@ def environment() -> dict[str, Any]:
         "driver": driver_version() if cuda else None,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "triton": triton.__version__,
+        "triton": _version("triton"),
         "cuda": torch.version.cuda if cuda else None,
     }
 
@@ -94,6 +94,14 @@ def append(name: str, rows: Iterable[Mapping[str, Any]], path: Path | None = Non
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({**row, **where}) + "\n" for row in rows)
     return path
+
+
+def _version(package: str) -> str | None:
+    """An installed package's version."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str:

@@ -18,6 +18,7 @@ from .record import append
 from .rows import Row, task
 
 NOTHING = "–"
+WIDEST = 1000  # columns of a table
 
 
 class Report:
@@ -50,14 +51,14 @@ class Report:
         self.progress.stop()
         console = Console()
         if self.rows:
-            drawn = table(self.rows)
-            console.width = max(console.width, console.measure(drawn).maximum)  # better wrapped than cut off
-            console.print(drawn)
+            print_whole(console, table(self.rows))
         for note in self.notes:
             console.print(note, markup=False, highlight=False)
         for fault in self.faults:
             self.console.print(f"error: {fault}", markup=False, highlight=False)
-        if self.faults and error is None:
+        if error is None and not self.rows and not self.faults:
+            self.console.print("error: nothing was measured: none of these providers does this", highlight=False)
+        if error is None and (self.faults or not self.rows):
             raise typer.Exit(1)
 
     def begin(self, what: str) -> None:
@@ -75,6 +76,13 @@ class Report:
         for name, error in (failed or {}).items():
             (self.faults if name.startswith(OURS) else self.notes).append(f"{name} failed in {self.now}: {error[:200]}")
         self.progress.advance(self.task)
+
+
+def print_whole(console: Console, drawn: Table) -> None:
+    """Prints a table as wide as it is: a narrow terminal wraps its lines, where rich would cut off numbers."""
+    wide = console.options.update(max_width=WIDEST)
+    console.width = max(console.width, console.measure(drawn, options=wide).maximum)
+    console.print(drawn)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -23,9 +23,10 @@ from rich.table import Table
 
 from ..table import TABLE
 from ..train.config import ModelConfig, TrainConfig, TrainError
-from .choices import chosen, naming
+from .choices import chosen, naming, results_file
 from .providers import OURS
 from .record import append, environment, spread
+from .show import print_whole
 from .train_rows import summary, sweep_open
 
 REFERENCE = "AdamW"
@@ -231,7 +232,7 @@ def main(
     context: Annotated[int, typer.Option(min=2, help="Bytes the model looks back on.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Annotated[Path | None, typer.Option(help="File to append to instead of bench/results/train.jsonl.")] = None,
+    json: Annotated[Path | None, results_file("train")] = None,
 ) -> None:
     """Train the example with every optimizer, each tuned, and record the time to a common loss."""
     try:
@@ -265,7 +266,7 @@ def main(
             compare(names, shared, tries=tries, seeds=seeds, target=target, train=run, record=keep)
     except TrainError as error:
         raise SystemExit(f"error: {error}") from error
-    console.print(table)
+    print_whole(console, table)
 
 
 if __name__ == "__main__":

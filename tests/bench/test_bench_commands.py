@@ -6,6 +6,7 @@ import importlib
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ import typer
 from recorded_rows import CEILINGS, assert_rows
 from typer.testing import CliRunner
 
-from rlx_gpu.bench import elementwise, gate, matrix, plot, race, show
+from rlx_gpu.bench import choices, elementwise, gate, matrix, plot, providers, race, show
 from rlx_gpu.bench.choices import chosen
+from rlx_gpu.bench.show import Report
 from rlx_gpu.cli import app
 
 
@@ -112,3 +114,38 @@ def test_without_matplotlib_the_command_says_what_to_install(monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "rlx_gpu.bench.drawing", None)
     with pytest.raises(SystemExit, match="pip install 'rlx-gpu\\[train\\]'"):
         plot.main()
+
+
+@pytest.mark.parametrize("bench", ["host", "cpu", "train", "elementwise", "matrix"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(bench: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", bench, "--json", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "cannot append to" in done.stderr
+
+
+def test_a_provider_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which the command takes back, and this restores
+    monkeypatch.setattr(providers.Peer, "installed", property(lambda peer: peer.name == "torch fused"))
+    done = CliRunner().invoke(app, ["bench", "cpu", "--providers", "optimi,torch fused", "--json", str(tmp_path / "a")])
+    assert done.exit_code == 2
+    assert "pip install torch-optimi" in " ".join(done.stderr.replace("│", "").split())
+    assert choices.chosen_providers(["all"]) == list(providers.NAMES)
+    assert choices.chosen_providers(["torch fused"]) == ["torch fused"]
+    assert choices.chosen_providers(None) == []
+
+
+def test_a_bench_that_measures_nothing_fails(tmp_path: Path) -> None:
+    with pytest.raises(typer.Exit) as ended, Report("cpu", 1, tmp_path / "rows.jsonl"):
+        pass
+    assert ended.value.exit_code == 1
+
+
+def test_tables_are_not_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    row = {"model": "a model with a long name", "optimizer": "AdamW", "storage": "bfloat16_stochastic"}
+    row |= {"provider": "pytorch_optimizer", "ms": dict.fromkeys(("median", "p20", "p80"), 12345.678)}
+    with Report("cpu", 1, tmp_path / "rows.jsonl") as report:
+        report.finish([row])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "…" not in shown
+    assert "a model with a long name AdamW bfloat16_stochastic pytorch_optimizer 12345.678" in shown
