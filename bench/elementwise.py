@@ -28,7 +28,7 @@ from .shapes import SHAPES
 from .show import Report
 from .timing import copy_bandwidth, this_arch
 
-OPTIMIZERS = [name for name in TABLE if not gate.is_matrix_optimizer(name)]
+OPTIMIZERS = [name for name, algorithm in TABLE.items() if not algorithm.of_matrices]
 MODELS = ("gpt2-124m", "vit", "llama-1b", "moe")  # unless asked for others
 FORMATS = ("float32", "bfloat16", "bfloat16_stochastic")  # likewise
 WORKERS = 8  # processes that compile and check kernels before the race

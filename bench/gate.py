@@ -71,8 +71,3 @@ def trial(optimizer: str, switches: Mapping[str, Any], storage: str, shapes: str
     (formats,) = find_storages([storage])
     variant = Variant(rlx_gpu.TABLE[optimizer], dict(switches))
     return Trial(variant, formats, parse_shapes(shapes), torch.device(device))
-
-
-def is_matrix_optimizer(optimizer: str) -> bool:
-    """Whether an optimizer treats matrices as such, by products and factorisations."""
-    return any(hyper.name == "matrix" for hyper in rlx_gpu.TABLE[optimizer].hyperparameters)

@@ -11,7 +11,6 @@ from pathlib import Path
 from ..table import TABLE, Algorithm
 from . import rows, train_rows
 from .charts import CHARTS, PLOTS
-from .gate import is_matrix_optimizer
 from .providers import OURS
 from .record import RESULTS
 from .rows import Row, is_peer, measured, recorded, task
@@ -204,7 +203,7 @@ def _state(algorithm: Algorithm) -> str:
 
 def _traffic(algorithm: Algorithm, results: Path) -> str:
     """Bytes a parameter of each launch; none for a matrix optimizer, whose time is that of matrix products."""
-    if is_matrix_optimizer(algorithm.name):
+    if algorithm.of_matrices:
         return "–"
     step = {"SGD": "sgd_momentum"}.get(algorithm.name, algorithm.name.lower())
     launches = [row for row in recorded("kernels", results) if row["optimizer"] == algorithm.name]

@@ -16,7 +16,7 @@ from .checks import check_grad, check_name, check_param, flag
 from .engine import Engine
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
-from .reference.matrices import check_use_fallback, has_fallback
+from .reference.matrices import check_use_fallback
 from .reference.trait import FALLBACK_DOC, LR_SCALE, documentation, signature
 from .state import STATE_DTYPES, STEP, State, Storage, loaded_slot
 from .table import TABLE, Algorithm
@@ -284,7 +284,7 @@ def make_class(name: str) -> type[Optimizer]:
     """The trait's class of an algorithm, with its hyperparameters in the signature and the documentation."""
     algorithm = TABLE[name]
     base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
-    options = f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if has_fallback(algorithm.reference) else OPTIONS_DOC
+    options = f"{OPTIONS_DOC}\n{FALLBACK_DOC}" if algorithm.of_matrices else OPTIONS_DOC
     members = {
         "__doc__": documentation(algorithm.reference, options + algorithm.memory_doc),
         "__module__": "rlx_gpu",

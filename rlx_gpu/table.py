@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from .reference.hyper import Hyper, resolve, scaled
+from .reference.matrices import has_fallback
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Algorithm:
         if hasattr(self.reference, "check"):
             self.reference.check(hyper)
         return hyper
+
+    @property
+    def of_matrices(self) -> bool:
+        """Whether it treats matrices apart, and everything else by a fallback."""
+        return has_fallback(self.reference)
 
     @property
     def memory_doc(self) -> str:

@@ -10,7 +10,7 @@ from rlx_gpu.parity.variants import Variant, variants
 from rlx_gpu.table import TABLE
 
 OPTIMIZERS = list(TABLE)
-MATRIX = ("Muon", "SOAP", "KronPSGD")  # they take workspace for the matrices that they multiply
+MATRIX = [name for name, algorithm in TABLE.items() if algorithm.of_matrices]
 SCHEDULED = ("SOAP", "KronPSGD")  # with skip_nonfinite they wait: which launches they make depends on the step count
 BASE = {"lr": 0.05, "weight_decay": 0.1}
 ELEMENTWISE = [variant for name in OPTIMIZERS if name not in MATRIX for variant in variants(TABLE[name])]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from rlx_gpu.bench import providers
-from rlx_gpu.bench.gate import is_matrix_optimizer
 from rlx_gpu.bench.matrix import PHASES
 from rlx_gpu.bench.providers import OURS
 from rlx_gpu.bench.shapes import SHAPES, count
@@ -40,7 +39,7 @@ SLOWER = {
     "heavyball": 1.9,
     "unheard-of": 0.9,
 }
-MATRIX = [name for name in TABLE if is_matrix_optimizer(name)]
+MATRIX = [name for name, algorithm in TABLE.items() if algorithm.of_matrices]
 ELEMENTWISE = [name for name in TABLE if name not in MATRIX]
 BYTES = {"SGD": 20, "Lion": 20, "Sophia": 24, "LAMB": 40, "MARS": 44, "Adafactor": 24}  # the others move 28
 MODELS = {model: (len(shapes()), count(shapes())) for model, shapes in SHAPES.items()}

@@ -7,8 +7,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from rlx_gpu import reference
+from rlx_gpu.reference import algorithms
+from rlx_gpu.reference.matrices import has_fallback
 
-MATRIX = ["KronPSGD", "Muon", "SOAP"]
+MATRIX = [name for name in sorted(algorithms()) if has_fallback(algorithms()[name])]
 
 
 def make(name, **options):

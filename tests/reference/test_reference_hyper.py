@@ -13,7 +13,6 @@ from rlx_gpu.reference.hyper import REQUIRED, Hyper, resolve, scaled
 
 ALL = sorted(algorithms())
 NONE, NAN, INF = None, float("nan"), float("inf")
-MATRIX = ("Muon", "SOAP", "KronPSGD")
 
 
 def declaring(hyperparameter, *, but=()):
@@ -38,8 +37,8 @@ REFUSED = [
         (name, "eps", [-1e-8, NAN, INF, (1e-8, 1e-8)], "[0, inf)")
         for name in declaring("eps", but=("Adafactor", "Muon"))
     ],
-    *[(name, "ndim_policy", ["rows", None, 2], "one of fallback, flatten, batch") for name in MATRIX],
-    *[(name, "matrix", [None, 1, "yes"], "True or False") for name in MATRIX],
+    *[(name, "ndim_policy", ["rows", None, 2], "one of fallback, flatten, batch") for name in declaring("matrix")],
+    *[(name, "matrix", [None, 1, "yes"], "True or False") for name in declaring("matrix")],
     ("SGD", "momentum", [-0.1, 1.0], "[0, 1)"),
     ("SGD", "dampening", [-0.1, 1.1], "[0, 1]"),
     ("SGD", "nesterov", [1, "yes", None], "True or False"),

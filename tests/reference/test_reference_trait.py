@@ -14,9 +14,10 @@ from runs import BOUNDED
 from rlx_gpu import reference
 from rlx_gpu.reference import algorithms
 from rlx_gpu.reference.formats import round_to
+from rlx_gpu.reference.matrices import has_fallback
 
 ALL = sorted(algorithms())
-MATRIX = ["KronPSGD", "Muon", "SOAP"]
+MATRIX = [name for name in ALL if has_fallback(algorithms()[name])]
 
 
 def make(name, **options):
