@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import user_environment
 from typer.testing import CliRunner, Result
 
 from rlx_gpu.cli import app
@@ -66,13 +66,12 @@ class TestCommand:
         assert "read back" in result.stdout and "bias_correction=False" in result.stdout
 
     def test_a_user_needs_no_environment_variable(self) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         command = ["--optimizer", "AdamW", "--dtype", "bfloat16", "--shapes", "9", "--json"]
         done = subprocess.run(
             [sys.executable, "-m", "rlx_gpu", "parity", *command],
             capture_output=True,
             text=True,
-            env={**environment, "CUDA_VISIBLE_DEVICES": ""},
+            env=user_environment(CUDA_VISIBLE_DEVICES=""),
         )
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)

@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import torch
+from processes import user_environment
 from safetensors.torch import load_file
 
 from rlx_gpu.table import TABLE
 from rlx_gpu.train import loop
 from rlx_gpu.train.checkpoint import load_checkpoint, replace_file
-from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError, optimizer_names
-from rlx_gpu.train.data import Corpus, batch, load_corpus
-from rlx_gpu.train.loop import RunResult, learning_rate_share, named_memory_errors, train
+from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
+from rlx_gpu.train.data import Corpus, load_corpus
+from rlx_gpu.train.loop import RunResult, named_memory_errors, train
 
 # Without a GPU a user gets the NumPy reference; interpreting the kernels, as test_train_interpreted.py does, is slow.
 pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.parametrize("path", ["reference"], indirect=True)]
@@ -57,12 +58,6 @@ def stop_after(step: int) -> Callable[[dict[str, Any]], None]:
             os.kill(os.getpid(), signal.SIGINT)
 
     return on_step
-
-
-def compiled() -> dict[str, str]:
-    """The environment of a user's process, where nobody has asked for interpreted kernels, with one thread."""
-    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    return {**inherited, "OMP_NUM_THREADS": "1"}
 
 
 def same_bits(left: Path, right: Path) -> bool:
@@ -115,14 +110,14 @@ COMMAND = [sys.executable, "-m", "rlx_gpu", "train", *OPTIONS.split(), "--out"]
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed")
-    subprocess.run([*COMMAND, str(out)], check=True, stdout=subprocess.DEVNULL, env=compiled())
+    subprocess.run([*COMMAND, str(out)], check=True, stdout=subprocess.DEVNULL, env=user_environment())
     return out
 
 
 @pytest.mark.parametrize("lines", [1, 30])
 def test_killed_process_resumes_to_the_same_bits(lines: int, undisturbed: Path, tmp_path: Path) -> None:
     """SIGKILL, between the checkpoints: nothing can be tidied up on the way out."""
-    process = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.DEVNULL, env=compiled())
+    process = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.DEVNULL, env=user_environment())
     log = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_bytes().count(b"\n") >= lines) and time.monotonic() < deadline:
@@ -131,7 +126,7 @@ def test_killed_process_resumes_to_the_same_bits(lines: int, undisturbed: Path, 
     assert process.wait() == -signal.SIGKILL
     with log.open("a") as file:
         file.write('{"step": 99, "lo')  # a line that the kill cut in two
-    subprocess.run([*COMMAND, str(tmp_path), "--resume"], check=True, stdout=subprocess.DEVNULL, env=compiled())
+    subprocess.run([*COMMAND, str(tmp_path), "--resume"], check=True, stdout=subprocess.DEVNULL, env=user_environment())
     assert same_bits(undisturbed, tmp_path)
     assert without_times(undisturbed) == without_times(tmp_path)
     assert [record["step"] for record in without_times(tmp_path)] == list(range(1, 151))
@@ -264,74 +259,3 @@ def test_adafactor_without_lr_has_no_schedule_and_with_one_has(corpus: Corpus, t
     assert own.run.scheduler is None and {record["lr"] for record in own.history} == {None}
     given = run(config_of("Adafactor", corpus, lr=1e-2), corpus, tmp_path / "given")
     assert given.run.scheduler is not None and max(record["lr"] for record in given.history) == pytest.approx(1e-2)
-
-
-def test_schedule_warms_up_then_falls_to_a_tenth() -> None:
-    shares = [learning_rate_share(step, 100, 10) for step in range(100)]
-    assert shares[0] == pytest.approx(1 / 11) and shares[10] == 1.0
-    assert shares[:11] == sorted(shares[:11]) and shares[10:] == sorted(shares[10:], reverse=True)
-    assert shares[-1] == pytest.approx(0.1, abs=1e-3)
-
-
-def test_text_is_split_by_file_and_batches_follow_from_seed_and_step(corpus: Corpus) -> None:
-    assert len(corpus.train) > 10 * len(corpus.validation) > 500_000
-    again = load_corpus()
-    assert again.digest == corpus.digest
-    first = batch(corpus.train, 0, 1, 4, 16)
-    assert first.shape == (4, 17) and first.dtype == torch.int64
-    assert torch.equal(first, batch(again.train, 0, 1, 4, 16))
-    assert not torch.equal(first, batch(corpus.train, 0, 2, 4, 16))
-    assert not torch.equal(first, batch(corpus.train, 1, 1, 4, 16))
-
-
-def test_too_little_text_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
-    (tmp_path / "one.py").write_text("x = 1\n")
-    with pytest.raises(TrainError, match=f"{tmp_path} has 1 Python source files"):
-        load_corpus(tmp_path)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(TrainError, match=r"gone\.py cannot be read \(No such file"):
-        load_corpus(tmp_path)
-
-
-def test_a_context_longer_than_the_text_is_refused_before_anything_is_written(corpus: Corpus, tmp_path: Path) -> None:
-    longest = len(corpus.validation) - 1
-    corpus.require_context(longest)
-    with pytest.raises(TrainError, match=f"--context must be below {longest + 1}, "):
-        run(config_of("AdamW", corpus, model=replace(TINY, context=longest + 1)), corpus, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("message", "make"),
-    [
-        ("--steps must be at least 1, not 0", lambda: TrainConfig("AdamW", steps=0)),
-        ("--batch-size must be at least 1, not 0", lambda: TrainConfig("AdamW", batch_size=0)),
-        ("--warmup must be at least 0, not -1", lambda: TrainConfig("AdamW", warmup=-1)),
-        ("--seed must be at least 0, not -1", lambda: TrainConfig("AdamW", seed=-1)),
-        ("--seed must be at most 4294967295, not 4294967296", lambda: TrainConfig("AdamW", seed=2**32)),
-        ("--width must be a multiple", lambda: ModelConfig(width=10)),
-        ("--width must be at least 1", lambda: ModelConfig(width=0)),
-        ("--context must be at least 2", lambda: ModelConfig(context=1)),
-        ("--layers must be at least 1", lambda: ModelConfig(layers=0)),
-        ("no optimizer 'adamx'; choose from all, SGD", lambda: optimizer_names("adamx")),
-    ],
-)
-def test_choices_out_of_range_are_named(message: str, make: Callable[[], object]) -> None:
-    with pytest.raises(TrainError, match=message):
-        make()
-
-
-def test_attention_sees_only_the_past() -> None:
-    from rlx_gpu.train.model import ByteGPT
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = ByteGPT(TINY)
-    text = torch.arange(8)[None]
-    changed = text.clone()
-    changed[0, 5] = 200
-    before, after = model(text), model(changed)
-    assert torch.equal(before[0, :5], after[0, :5]) and not torch.equal(before[0, 5], after[0, 5])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import user_environment
 from recorded_rows import ROWS
 
 from rlx_gpu.bench import readme
@@ -31,8 +31,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", readme.README.read_text(encoding="
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))])
 def test_readme_examples_run(example: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-W", "error", "-c", example], env=environment, check=True, timeout=120)
+    command = [sys.executable, "-W", "error", "-c", example]
+    subprocess.run(command, env=user_environment(), check=True, timeout=120)
 
 
 def test_readme_sections_are_written_from_the_same_rows(drawn: tuple[Path, Path], monkeypatch) -> None:
