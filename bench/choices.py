@@ -10,6 +10,7 @@ import typer
 
 from ..naming import chosen as looked_up
 from .providers import NAMES, OURS, PEERS, QUICK
+from .record import RESULTS
 
 ALL = "all"
 
@@ -45,12 +46,11 @@ def chosen(flag: str, given: Iterable[str] | None, known: Collection[str], usual
     words = [word for several in given or () for word in several.split(",")]
     if not words:
         return list(usual)
-    if any(word.strip().lower() == ALL for word in words):
-        return list(known)
     try:
-        return looked_up(words, known, flag.strip("-").removesuffix("s"))
+        names = looked_up(words, [*known, ALL], flag.strip("-").removesuffix("s"))
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=flag) from error
+    return list(known) if ALL in names else names
 
 
 def chosen_providers(given: Iterable[str] | None, *more: str) -> list[str]:
@@ -76,21 +76,15 @@ def chosen_providers(given: Iterable[str] | None, *more: str) -> list[str]:
 
 def results_file(bench: str) -> Any:
     """The option that names the file to append to, which is opened before anything is measured."""
-    return typer.Option(
-        "--json", help=f"File to append to instead of bench/results/{bench}.jsonl.", callback=appendable
-    )
 
-
-def appendable(path: Path | None) -> Path | None:
-    """A path that rows can be appended to; makes the file.
-
-    Raises:
-        typer.BadParameter: they cannot.
-    """
-    if path is not None:
+    def appendable(path: Path | None) -> Path | None:
+        file = path or RESULTS / f"{bench}.jsonl"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("a").close()
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.open("a").close()
         except OSError as error:
-            raise typer.BadParameter(f"cannot append to {path}: {error.strerror}", param_hint="--json") from None
-    return path
+            raise typer.BadParameter(f"cannot append to {file}: {error.strerror}", param_hint="--json") from None
+        return path
+
+    usual = f"bench/results/{bench}.jsonl"
+    return typer.Option("--json", help=f"File to append to instead of {usual}.", callback=appendable)

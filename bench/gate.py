@@ -1,7 +1,8 @@
 """The gate before every measurement: what is wrong must not be timed.
 
 `rlx-gpu parity` in small, for the optimizer, the rule, the storage and the device to be timed. It runs Muon's iteration
-in float32, so what is timed, in bfloat16, is held here to the error of its products.
+in float32, so what is timed, in bfloat16, is held here to the error of its products. The shapes are small: on a GPU the
+kernels for larger matrices are left to `make test-gpu`.
 """
 
 from __future__ import annotations

@@ -20,11 +20,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..terminal import print_whole
 from . import providers as known
 from .choices import chosen_providers, naming_providers, results_file
 from .providers import OURS
 from .record import append, environment, spread
-from .show import print_whole
 from .timing import Step
 
 TENSORS = (148, 300, 1000, 5000)

@@ -182,7 +182,9 @@ def _race(race: list[Row], share: str) -> list[str]:
 
 def _reproduce(bench: str, found: list[Row]) -> str:
     """On what and when, and the command."""
-    return f"{measured(found)} Reproduce: `rlx-gpu bench {bench}`."
+    threads = found[0].get("openblas_threads")
+    variable = f"OPENBLAS_NUM_THREADS={threads} " if threads else ""
+    return f"{measured(found)} Reproduce: `{variable}rlx-gpu bench {bench}`."
 
 
 def _words(algorithm: Algorithm) -> list[str]:

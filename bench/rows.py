@@ -117,7 +117,7 @@ def measured(rows: Iterable[Row]) -> str:
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
 
     def every(key: str) -> str:
-        return ", ".join(sorted({row[key] for row in rows}))
+        return ", ".join(sorted({row[key] or "none" for row in rows}))
 
     commits = " and ".join(map(commit_in_words, sorted({row["commit"] for row in rows})))
     where = f"on {every('device')}, torch {every('torch')}, Triton {every('triton')}"

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..terminal import print_whole
 from .providers import OURS
 from .record import append
 from .rows import Row, task
 
 NOTHING = "–"
-WIDEST = 1000  # columns of a table
 
 
 class Report:
@@ -76,13 +76,6 @@ class Report:
         for name, error in (failed or {}).items():
             (self.faults if name.startswith(OURS) else self.notes).append(f"{name} failed in {self.now}: {error[:200]}")
         self.progress.advance(self.task)
-
-
-def print_whole(console: Console, drawn: Table) -> None:
-    """Prints a table as wide as it is: a narrow terminal wraps its lines, where rich would cut off numbers."""
-    wide = console.options.update(max_width=WIDEST)
-    console.width = max(console.width, console.measure(drawn, options=wide).maximum)
-    console.print(drawn)
 
 
 def table(rows: Sequence[Row]) -> Table:

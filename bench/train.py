@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..table import TABLE
+from ..terminal import print_whole
 from ..train.config import ModelConfig, TrainConfig, TrainError
 from .choices import chosen, naming, results_file
 from .providers import OURS
 from .record import append, environment, spread
-from .show import print_whole
 from .train_rows import summary, sweep_open
 
 REFERENCE = "AdamW"
@@ -142,6 +143,7 @@ def row(outcome: Outcome, phase: str, target: float) -> dict[str, Any]:
         target_loss, seconds_to_target, steps_to_target: the common validation loss, and when it was reached.
         validation_loss, diverged: after the last step, or the step at which the run was given up.
         optimizer_ms: the optimizer's part of `ms`.
+        openblas_threads: what NumPy was told to use, as a string, or null; later than the first run.
         curve: [seconds, step, validation loss] from the untrained model on.
         sweep_open: of final rows; see `train_rows.sweep_open`.
     """
@@ -174,6 +176,7 @@ def row(outcome: Outcome, phase: str, target: float) -> dict[str, Any]:
         "ms": quantiles["step_ms"],
         "optimizer_ms": quantiles["optimizer_ms"],
         "config": {key: choices[key] for key in sorted(choices.keys() - {"optimizer", "lr", "seed", "steps"})},
+        "openblas_threads": os.environ.get("OPENBLAS_NUM_THREADS"),
         "curve": [[round(seconds, 4), step, round(loss, 4)] for seconds, step, loss in outcome.curve],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import Shape, State
+from .by_name import ByName, LrScale, UseFallback
 from .checkpoint import load_parameters
 from .formats import round_to
 from .hyper import REQUIRED, Hyper, resolve, scaled
-from .matrices import check_use_fallback, has_fallback
+from .matrices import has_fallback
 from .norms import has_nonfinite
 
-LR_SCALE = Hyper("lr_scale", 1.0, doc="factor of lr for one parameter")
+SKIP_NONFINITE = Hyper("skip_nonfinite", False, kind="bool")
 STATE_DTYPES = ("float64", "float32", "bfloat16")
 ROUNDINGS = ("nearest", "stochastic")
 OPTIONS_DOC = """\
@@ -53,7 +54,7 @@ class Item:
     hyper: dict[str, Any]
 
 
-class Optimizer:
+class Optimizer(ByName):
     """The base of every optimizer of this package; `make_class` gives it an algorithm."""
 
     algorithm: ClassVar[ModuleType]
@@ -65,8 +66,8 @@ class Optimizer:
         state_dtype: str = "float64",
         rounding: str = "nearest",
         seed: int = 0,
-        lr_scale: Mapping[str, float] | Callable[[str], float] | None = None,
-        use_fallback: Collection[str] | Callable[[str], bool] | None = None,
+        lr_scale: LrScale = None,
+        use_fallback: UseFallback = None,
         skip_nonfinite: bool = False,
         **hyper: Any,
     ) -> None:
@@ -77,18 +78,14 @@ class Optimizer:
         for option, value, allowed in (("state_dtype", state_dtype, STATE_DTYPES), ("rounding", rounding, ROUNDINGS)):
             if value not in allowed:
                 raise ValueError(f"{name}: {option} must be one of {', '.join(allowed)}, got {value!r}")
-        if type(seed) is not int:  # a bool is an int too
-            raise ValueError(f"{name}: seed must be an integer, got {seed!r}")
-        if not (lr_scale is None or isinstance(lr_scale, Mapping) or callable(lr_scale)):
-            raise ValueError(f"{name}: lr_scale must be a mapping, a callable or None, got {lr_scale!r}")
-        check_use_fallback(self.algorithm, use_fallback)
+        if type(seed) is not int or not 0 <= seed < 2**63:  # a bool is an int too
+            raise ValueError(f"{name}: seed must be an integer in [0, 2**63), got {seed!r}")
+        self._choose(self.algorithm, lr_scale, use_fallback)
         self.state_dtype = state_dtype
         self.rounding = rounding
         self.seed = seed
-        self.skip_nonfinite = bool(skip_nonfinite)
+        self.skip_nonfinite = SKIP_NONFINITE.check(skip_nonfinite)
         self.iteration = 0
-        self._lr_scale = lr_scale
-        self._use_fallback = use_fallback
         self._parameters: dict[str, Parameter] = {}
         self._stepped: set[str] = set()
 
@@ -137,18 +134,6 @@ class Optimizer:
         """
         self.hyper = resolve(self.algorithm.HYPERPARAMETERS, {**self.hyper, "lr": lr}, self.algorithm.NAME)
 
-    def lr_scale(self, name: str) -> float:
-        """The factor of lr for one parameter: the constructor's, or a subclass's own."""
-        if self._lr_scale is None:
-            return 1.0
-        return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
-
-    def use_fallback(self, name: str) -> bool:
-        """Whether one parameter takes the fallback even as a matrix: the constructor's choice, or a subclass's own."""
-        if self._use_fallback is None:
-            return False
-        return bool(self._use_fallback(name)) if callable(self._use_fallback) else name in self._use_fallback
-
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" arrays, "step/<name>" counts, "optimizer" and "iteration"."""
         state: dict[str, Any] = {"optimizer": self.algorithm.NAME, "iteration": self.iteration}
@@ -187,11 +172,7 @@ class Optimizer:
         before = self._parameter(name, shape)
         if before.dtype is not None and before.dtype != param.dtype:
             raise ValueError(f"parameter {name!r}: param is {param.dtype}, but was {before.dtype} in earlier steps")
-        try:
-            scale = LR_SCALE.check(self.lr_scale(name))
-        except ValueError as error:
-            raise ValueError(f"parameter {name!r}: {error}") from None
-        return Item(name, param, grad, before, scaled(self._hyper_of(name), scale))
+        return Item(name, param, grad, before, scaled(self._hyper_of(name), self._factor(name)))
 
     def _hyper_of(self, name: str) -> dict[str, Any]:
         """The hyperparameters of one parameter, before its factor of lr."""

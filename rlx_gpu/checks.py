@@ -5,7 +5,6 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any
 
-import numpy as np
 import torch
 
 from .batch import Entry
@@ -86,23 +85,14 @@ def check_grad_scale(scale: Any) -> None:
         TypeError: neither a number nor a real tensor of one element.
     """
     if isinstance(scale, torch.Tensor):
-        found, good = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}", scale.numel() == 1
-        good = good and not scale.is_complex()
+        if scale.numel() == 1 and not scale.is_complex():
+            return
+        found = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
     else:
-        found, good = repr(scale), isinstance(scale, Real) and not isinstance(scale, bool)
-    if not good:
-        raise TypeError(f"grad_scale must be a number or a real tensor of one element, got {found}")
-
-
-def flag(owner: str, name: str, value: Any) -> bool:
-    """A switch's value.
-
-    Raises:
-        ValueError: neither True nor False.
-    """
-    if value not in (True, False) or not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{owner}: {name} must be True or False, got {value!r}")
-    return bool(value)
+        if isinstance(scale, Real) and not isinstance(scale, bool):
+            return
+        found = repr(scale)
+    raise TypeError(f"grad_scale must be a number or a real tensor of one element, got {found}")
 
 
 def check_state(algorithm: Algorithm, entry: Entry, state: State, expected: State) -> None:

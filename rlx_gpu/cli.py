@@ -115,11 +115,13 @@ class NamesStorages(typer.core.TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
-        from rlx_gpu.compile_variants import STORAGES as storages
-
+        try:
+            from rlx_gpu.compile_variants import STORAGES as storages
+        except ModuleNotFoundError:
+            storages = {}
         for option in self.params:
             if isinstance(option, typer.core.TyperOption) and option.name == "dtype":
-                option.help = STORAGES.format(storages=", ".join(storages))
+                option.help = STORAGES.format(storages=", ".join(storages) or "storages")
         super().format_help(ctx, formatter)
 
 
@@ -131,8 +133,10 @@ def kernels(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compile every kernel variant and show its registers, spills, vector width and bytes per parameter."""
-    from rlx_gpu.compile_report import run
-
+    try:
+        from rlx_gpu.compile_report import run
+    except ModuleNotFoundError as error:
+        fail(f"kernels needs {error.name}, which is not installed: pip install {error.name}", code=1)
     raise typer.Exit(run(arch, optimizer or (), dtype or (), as_json))
 
 

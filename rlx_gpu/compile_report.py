@@ -47,7 +47,6 @@ COLUMNS = (
 OLDEST_CAPABILITY = 80  # the kernels are made for this and newer
 FIRST_BLACKWELL = 100  # from here on Triton compiles with a ptxas of its own
 DISASSEMBLERS = 2  # nvdisasm takes as long as a compilation, and runs beside the next one
-TABLE_WIDTH = 126  # of the longest names
 
 
 def capability(arch: str) -> int:
@@ -225,12 +224,14 @@ def run(arch: str, optimizers: Collection[str], dtypes: Collection[str], as_json
     return 0
 
 
-def with_progress(measured: Iterable[dict[str, Any]], arch: str, total: int) -> Iterable[dict[str, Any]]:
+def with_progress(measured: Iterable[dict[str, Any]], arch: str, total: int) -> Iterator[dict[str, Any]]:
     """The rows, with a progress bar on the standard error while they come in."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
-    return track(measured, f"Compiling for {arch}", total=total, console=Console(stderr=True), transient=True)
+    # What is printed meanwhile stays where it is sent.
+    with Progress(console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        yield from progress.track(measured, total=total, description=f"Compiling for {arch}")
 
 
 def print_report(arch: str, measured: Iterable[dict[str, Any]]) -> None:
@@ -239,12 +240,12 @@ def print_report(arch: str, measured: Iterable[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from .terminal import print_whole
+
     table = Table(title=f"Kernels for {arch}", caption="— serves every optimizer, or streams over no parameters")
     table.box = box.SIMPLE_HEAD
     for column in COLUMNS:
         table.add_column(column.replace("_", "\n"), justify="left" if column in COLUMNS[:4] else "right", no_wrap=True)
     for row in measured:
         table.add_row(*("—" if row[column] is None else str(row[column]) for column in COLUMNS))
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)  # better wrapped by a narrow terminal than cut off
-    console.print(table)
+    print_whole(Console(), table)

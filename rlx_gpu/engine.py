@@ -6,7 +6,7 @@ In the steady state a step compares addresses, writes a few rows of hyperparamet
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ class Engine:
             self._retire(key, batch)
             plan = Plan(self.algorithm, batch, self._select, guarded=self.skip_nonfinite)
             if len(self._plans) >= MOST_PLANS:
-                self.forget()
+                self._drop(next(iter(self._plans)))
             self._plans[key] = plan
             self._plan_of.update(dict.fromkeys(map(id, plan.states), key))
         return plan
@@ -114,17 +114,20 @@ class Engine:
     def _retire(self, key: Hashable, batch: Batch) -> None:
         """Drops the plans that step any parameter of a batch for which a new one is made.
 
-        They would not fit again. Parameters of theirs that stay behind get memory of their own for what lay in batches
-        with the others'.
+        They would not fit again.
         """
         self.settle()
         stepped = set(map(id, batch.states))
         for old in {key} | {self._plan_of[state] for state in stepped & self._plan_of.keys()}:
-            plan = self._plans.pop(old, None)
-            for state in plan.states if plan else ():
-                del self._plan_of[id(state)]
-                if id(state) not in stepped:
-                    leave_batch(state)
+            self._drop(old, stepped)
+
+    def _drop(self, key: Hashable, stepped: Collection[int] = ()) -> None:
+        """Drops a plan, if there is one; states whose ids are not among these leave the batches it made."""
+        plan = self._plans.pop(key, None)
+        for state in plan.states if plan else ():
+            self._plan_of.pop(id(state), None)
+            if id(state) not in stepped:
+                leave_batch(state)
 
     def _select(self, settings: Settings, param: torch.Tensor) -> Any:
         return self.algorithm.rules.select(settings.hyper, param.ndim)

@@ -18,7 +18,6 @@ MISTAKEN = {  # what other packages put into groups, or what belongs elsewhere
     "skip_nonfinite": "is an option of the whole optimizer",
     "use_muon": "write matrix=False for a group that takes the fallback",
     "use_fallback": "write matrix=False for a group that takes the fallback",
-    "lr_scale": "give the group an lr of its own",
     "wd": "did you mean 'weight_decay'?",
 }
 REFUSED = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")

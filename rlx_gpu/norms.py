@@ -53,7 +53,7 @@ def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
     """
     max_norm = MAX_NORM.check(max_norm)
     present = [grad for grad in grads if grad is not None]
-    if any(isinstance(grad, torch.nn.Parameter) for grad in present):
+    if any(type(grad) is not torch.Tensor and isinstance(grad, torch.nn.Parameter) for grad in present):
         raise TypeError("expected gradients, got parameters; pass (p.grad for p in parameters)")
     if all(isinstance(grad, np.ndarray) for grad in present):
         return reference.global_grad_clip_scale(present, max_norm)

@@ -16,11 +16,11 @@ from torch.optim.optimizer import required
 
 from .batch import Batch, Entry, Settings
 from .checkpoint import OPTIMIZER, loaded_state
-from .checks import check_grad, check_param, flag
+from .checks import check_grad, check_param
 from .engine import Engine
 from .groups import IGNORED, MISTAKEN, REFUSED, group_values, settings_from, without_switches
 from .reference.hyper import REQUIRED
-from .reference.trait import documentation, signature
+from .reference.trait import SKIP_NONFINITE, documentation, signature
 from .split import split_named
 from .table import TABLE, Algorithm
 
@@ -60,20 +60,20 @@ class Optimizer(torch.optim.Optimizer):
         skip_nonfinite: bool = False,
         **hyper: Any,
     ) -> None:
-        name = self.algorithm.name
         given = without_switches(self.algorithm, hyper if lr is REQUIRED else {"lr": lr, **hyper})
         if self.algorithm.hidden_only:
             params = split_named(params)
         if not isinstance(params, (torch.Tensor, torch.nn.Module)):
             params = list(params)
-        own_lrs = lr is REQUIRED and [group.get("lr") for group in params if isinstance(group, dict)]
+        (declared,) = [one.default for one in self.algorithm.hyperparameters if one.name == "lr"]
+        own_lrs = lr is REQUIRED is declared and [group.get("lr") for group in params if isinstance(group, dict)]
         if own_lrs and None not in own_lrs:
             defaults = {**self.algorithm.resolve({**given, "lr": 0.0}), "lr": required}
         else:
             defaults = self.algorithm.resolve(given)
         if isinstance(lr, torch.Tensor):
             defaults["lr"] = lr  # schedulers write into it
-        self.skip_nonfinite = flag(name, "skip_nonfinite", skip_nonfinite)
+        self.skip_nonfinite = SKIP_NONFINITE.check(skip_nonfinite)
         self._start()
         super().__init__(params, {**defaults, "state_dtype": state_dtype, "rounding": rounding, "seed": seed})
 
@@ -96,6 +96,8 @@ class Optimizer(torch.optim.Optimizer):
                     )
         super().add_param_group(param_group)
         try:
+            if len(set(map(id, self.param_groups[-1]["params"]))) < len(self.param_groups[-1]["params"]):
+                raise ValueError(f"{self.algorithm.name}: a group holds the same parameter twice")
             self._settings_of(self.param_groups[-1], len(self.param_groups) - 1)
             for entry in self._entries_of(self.param_groups[-1], len(self.param_groups) - 1):
                 check_param(entry.name, entry.param)

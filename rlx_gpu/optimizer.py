@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,12 +12,12 @@ import torch
 
 from .arrays import Arrays, copied_slot
 from .batch import Batch, Entry, Settings
-from .checks import check_grad, check_name, check_param, flag
+from .checks import check_grad, check_name, check_param
 from .engine import Engine
+from .reference.by_name import ByName, LrScale, UseFallback
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
-from .reference.matrices import check_use_fallback
-from .reference.trait import FALLBACK_DOC, LR_SCALE, documentation, signature
+from .reference.trait import FALLBACK_DOC, SKIP_NONFINITE, documentation, signature
 from .state import STATE_DTYPES, STEP, State, Storage, loaded_slot
 from .table import TABLE, Algorithm
 
@@ -31,7 +31,7 @@ OPTIONS_DOC = """\
     device: where the state of NumPy parameters lives; a GPU if there is one, unless given."""
 
 
-class Optimizer:
+class Optimizer(ByName):
     """The base of every optimizer of the trait; `make_class` gives it an algorithm.
 
     Parameters and gradients are torch tensors, anything with `__dlpack__` (CuPy arrays: not copied), or NumPy arrays on
@@ -47,8 +47,8 @@ class Optimizer:
         state_dtype: str = "float32",
         rounding: str = "nearest",
         seed: int = 0,
-        lr_scale: Mapping[str, float] | Callable[[str], float] | None = None,
-        use_fallback: Collection[str] | Callable[[str], bool] | None = None,
+        lr_scale: LrScale = None,
+        use_fallback: UseFallback = None,
         skip_nonfinite: bool = False,
         device: str | torch.device | None = None,
         **hyper: Any,
@@ -59,14 +59,10 @@ class Optimizer:
             self._settings = Settings(resolved, Storage(state_dtype, rounding, seed))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if not (lr_scale is None or isinstance(lr_scale, Mapping) or callable(lr_scale)):
-            raise ValueError(f"{name}: lr_scale must be a mapping, a callable or None, got {lr_scale!r}")
-        check_use_fallback(self.algorithm.reference, use_fallback)
+        self._choose(self.algorithm.reference, lr_scale, use_fallback)
         self.iteration = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._lr_scale = lr_scale
-        self._use_fallback = use_fallback
-        self._engine = Engine(self.algorithm, skip_nonfinite=flag(name, "skip_nonfinite", skip_nonfinite))
+        self._engine = Engine(self.algorithm, skip_nonfinite=SKIP_NONFINITE.check(skip_nonfinite))
         self._entries: dict[str, Entry] = {}
         self._states: dict[str, State] = {}
         self._loaded: dict[str, tuple[int, dict[str, Any]]] = {}  # from a checkpoint, until the parameter is seen
@@ -131,18 +127,6 @@ class Optimizer:
         hyper = self.algorithm.resolve({**self._settings.hyper, "lr": lr})
         self._settings = Settings(hyper, self._settings.storage)
 
-    def lr_scale(self, name: str) -> float:
-        """The factor of lr for one parameter: the constructor's, or a subclass's own."""
-        if self._lr_scale is None:
-            return 1.0
-        return self._lr_scale.get(name, 1.0) if isinstance(self._lr_scale, Mapping) else self._lr_scale(name)
-
-    def use_fallback(self, name: str) -> bool:
-        """Whether one parameter takes the fallback even as a matrix: the constructor's choice, or a subclass's own."""
-        if self._use_fallback is None:
-            return False
-        return bool(self._use_fallback(name)) if callable(self._use_fallback) else name in self._use_fallback
-
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, metadata under keys without a slash."""
         self._engine.settle()
@@ -206,10 +190,7 @@ class Optimizer:
 
     def _entry(self, name: str, param: torch.Tensor) -> Entry:
         """The parameter's entry, the same object as long as nothing about it has changed."""
-        try:
-            scale = LR_SCALE.check(self.lr_scale(name))
-        except ValueError as error:
-            raise ValueError(f"parameter {name!r}: {error}") from None
+        scale = self._factor(name)
         known = self._entries.get(name)
         if known is None:
             return Entry(name, param, group=int(self.use_fallback(name)), scale=scale, origin=origin(name))
@@ -255,6 +236,7 @@ class HessianOptimizer(Optimizer):
         has been stepped, here or before the checkpoint that was loaded.
 
         Raises:
+            TypeError: an estimate that is no array, sparse, complex or of another dtype.
             ValueError: the parameter has not been stepped yet, or the estimate does not fit it.
         """
         if name in self._entries:
@@ -265,8 +247,8 @@ class HessianOptimizer(Optimizer):
         elif name in self._loaded:  # its parameter has not been seen; the state lies with the estimate meanwhile
             step, slots = self._loaded[name]
             tensor = self._arrays.tensor(name, "estimate", estimate, slots["hessian"].shape)
-            check_param(name, tensor)
-            entry = Entry(name, tensor)
+            check_grad(name, tensor, tensor, "estimate")
+            entry = Entry(name, torch.empty_like(tensor, memory_format=torch.contiguous_format))
             state = self._state(entry)
             self._engine.update_hessian(Batch([entry], [tensor], [state], [self._settings]))
             self._loaded[name] = step, {slot: state[slot] for slot in slots}

@@ -12,8 +12,8 @@ from rlx_gpu.table import TABLE
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("kernels", "reference", "rlx_gpu", "bench", "tests")
-# What `rlx_gpu` may take from the reference beside the mathematics: declarations, formats, norms and checkpoint keys.
-HELPERS = {"checkpoint", "formats", "hyper", "matrices", "newton_schulz", "norms", "trait"}
+# What `rlx_gpu` may take from the reference beside the mathematics: declarations, formats, norms, checkpoint keys.
+HELPERS = {"by_name", "checkpoint", "formats", "hyper", "matrices", "newton_schulz", "norms", "trait"}
 MATHEMATICS = {"fallback", "table"}  # may reach `init_state` and `update`: by running them, and by naming the module
 
 

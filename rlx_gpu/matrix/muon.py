@@ -20,7 +20,7 @@ from ..reference.newton_schulz import Triple, schedule
 from .blocks import Block, blocks
 from .newton_schulz import oriented, orthogonalize_
 
-MOST_ELEMENTS = 2**30  # that are orthogonalised in one workspace: more than a model of a billion parameters has
+WAVE_ELEMENTS = 2**30  # that are orthogonalised in one workspace: more than a model of a billion parameters has
 PADDING = 8  # elements: every matrix of the workspace begins on a 128-bit boundary in any format
 
 
@@ -54,7 +54,7 @@ class Shelf:
 class MuonBucket:
     """Matrices of one param group under Muon.
 
-    Beyond the state a step takes, for its duration, the matrices in `ns_dtype`, at most MOST_ELEMENTS elements of them
+    Beyond the state a step takes, for its duration, the matrices in `ns_dtype`, at most WAVE_ELEMENTS elements of them
     (or one matrix), and what `orthogonalize_` needs for the matrices of one shape.
 
     Args:
@@ -99,14 +99,14 @@ class Piece:
 
 
 def waves(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The matrices in order, in runs of at most MOST_ELEMENTS elements."""
+    """The matrices in order, in runs of at most WAVE_ELEMENTS elements."""
     found: list[list[Piece]] = [[]]
-    room = MOST_ELEMENTS
+    room = WAVE_ELEMENTS
     for piece in pieces:
         room -= piece.block.numel
         if room < 0 and found[-1]:
             found.append([])
-            room = MOST_ELEMENTS - piece.block.numel
+            room = WAVE_ELEMENTS - piece.block.numel
         found[-1].append(piece)
     return found
 

@@ -261,6 +261,8 @@ def train(
                 if number == 1:  # the choices work, so an earlier run may go
                     save()
                     write_metrics(log, history)
+                    for result in ("model.safetensors", "loss.png"):
+                        (out / result).unlink(missing_ok=True)
                 else:
                     append_metrics(log, record)
                 on_step(record)

@@ -12,7 +12,6 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from .checkpoint import replace_file
@@ -20,7 +19,6 @@ from .config import TrainConfig
 from .loop import Record, RunResult
 
 LAST = 20
-TABLE_WIDTH = 80
 PROMPT = b"def "
 SAMPLE_BYTES = 400
 # Eleven hues that stay apart on white, in an order that keeps neighbours unlike.
@@ -112,14 +110,6 @@ def table(summaries: Sequence[Summary]) -> Table:
             style="bold" if best else None,
         )
     return made
-
-
-def print_table(console: Console, summaries: Sequence[Summary]) -> None:
-    """Print the table, whole on a narrow terminal too: better wrapped by it than cut off."""
-    width = console.width
-    console.width = max(width, TABLE_WIDTH)
-    console.print(table(summaries))
-    console.width = width
 
 
 def smoothed(losses: Sequence[float], half: int) -> list[float]:

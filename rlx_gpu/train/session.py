@@ -8,11 +8,12 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..terminal import print_whole
 from .config import TrainError
 from .data import Corpus, load_corpus
 from .loop import Record, RunResult, train
 from .plan import PlannedRun, Request, make_plan
-from .report import Summary, print_table, sample_text, summarize, where, write_chart
+from .report import Summary, sample_text, summarize, table, where, write_chart
 
 
 def run_session(request: Request, command: str, console: Console | None = None) -> int:
@@ -58,7 +59,7 @@ def run_session(request: Request, command: str, console: Console | None = None) 
     chart = plan.out / "loss.png" if any(summary.history for summary in summaries) else None
     if chart:
         write_chart(summaries, chart)
-    print_table(console, summaries)
+    print_whole(console, table(summaries))
     if len(plan.runs) == 1 and result is not None and not result.diverged:
         console.print(Panel(Text(sample_text(result, request.choices.seed)), title="a sample", title_align="left"))
     if chart:

@@ -77,6 +77,7 @@ def test_the_commit_of_a_measurement_is_said_and_whether_the_tree_differed_from_
         "Measured 2000-01-01 00:00 UTC on synthetic, torch 2.13.0, Triton 3.7.1,"
         " at commit 0123456789 with uncommitted changes and 1234567890."
     )
+    assert ", Triton none," in rows.measured([{**WHERE, "triton": None}])
 
 
 @pytest.mark.parametrize("bench", ROWS)

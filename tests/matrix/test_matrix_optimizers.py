@@ -82,8 +82,8 @@ def test_muon(variant):
 def test_muon_in_waves(variant, monkeypatch):
     """A workspace for some matrices at a time changes no bit; each takes a launch before and one after."""
     runs = []
-    for most in (muon.MOST_ELEMENTS, 300):
-        monkeypatch.setattr(muon, "MOST_ELEMENTS", most)
+    for most in (muon.WAVE_ELEMENTS, 300):
+        monkeypatch.setattr(muon, "WAVE_ELEMENTS", most)
         pair = Pair("Muon", {"ns_dtype": "float32", **MUON[variant]})
         pair.step()
         before = launch.launches.total()
