@@ -226,7 +226,7 @@ def test_the_precision_of_float32_products_is_turned_and_turned_back(setting, wa
 def test_an_inherited_precision_stays_inherited():
     general, switches = torch.backends, torch.backends.cuda.matmul
     try:
-        general.fp32_precision = "tf32"
+        general.fp32_precision, switches.fp32_precision = "tf32", "none"
         with float32_products("ieee"):
             assert switches.fp32_precision == "ieee"
         assert switches.fp32_precision == "tf32"
