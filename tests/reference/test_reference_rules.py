@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from runs import BOUNDED, hyper_of, run
+from reference_runs import BOUNDED, hyper_of, run
 
 from rlx_gpu.reference import algorithms
 

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from runs import BOUNDED
+from reference_runs import BOUNDED
 
 from rlx_gpu import reference
 from rlx_gpu.reference import algorithms

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from runs import run as run_named
+from reference_runs import run as run_named
 
 from rlx_gpu.reference import algorithms
 
