@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +31,21 @@ def number(name: str, value: Any) -> Any:
             raise ValueError(f"{name} must lie on the host, got a tensor on {str(value.device)!r}")
         return value.item()
     return value
+
+
+def check_keys(algorithm: Algorithm, group: Mapping[str, Any], defaults: Collection[str]) -> None:
+    """Refuses keys of a group that look like options and are none; others are the caller's own, as in torch.
+
+    Raises:
+        TypeError: a key of another package, or a misspelt one of `defaults`.
+    """
+    known = {*defaults, *REFUSED, *IGNORED}
+    for key in group.keys() - known - {"params"}:
+        if key in MISTAKEN:
+            raise TypeError(f"{algorithm.name}: {key!r} in a group: {MISTAKEN[key]}")
+        close = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.8)
+        if close:
+            raise TypeError(f"{algorithm.name}: unknown key {key!r} in a group; did you mean {close[0]!r}?")
 
 
 def settings_from(algorithm: Algorithm, group: Mapping[str, Any], label: str) -> Settings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import operator
@@ -18,7 +17,7 @@ from .batch import Batch, Entry, Settings
 from .checkpoint import OPTIMIZER, loaded_state
 from .checks import check_grad, check_param
 from .engine import Engine
-from .groups import IGNORED, MISTAKEN, REFUSED, group_values, settings_from, without_switches
+from .groups import check_keys, group_values, settings_from, without_switches
 from .reference.hyper import REQUIRED
 from .reference.trait import SKIP_NONFINITE, documentation, signature
 from .split import split_named
@@ -85,15 +84,7 @@ class Optimizer(torch.optim.Optimizer):
                 optimizer keeps the groups it had.
         """
         if isinstance(param_group, dict):
-            near = {*self.defaults, *REFUSED, *IGNORED}
-            for key in param_group.keys() - near - {"params"}:
-                if key in MISTAKEN:
-                    raise TypeError(f"{self.algorithm.name}: {key!r} in a group: {MISTAKEN[key]}")
-                close = difflib.get_close_matches(key, sorted(near), n=1, cutoff=0.8)
-                if close:
-                    raise TypeError(
-                        f"{self.algorithm.name}: unknown key {key!r} in a group; did you mean {close[0]!r}?"
-                    )
+            check_keys(self.algorithm, param_group, self.defaults)
         super().add_param_group(param_group)
         try:
             if len(set(map(id, self.param_groups[-1]["params"]))) < len(self.param_groups[-1]["params"]):
