@@ -202,6 +202,15 @@ def test_until_the_first_step_is_done_an_earlier_run_stays_whole(
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_replaced_run_leaves_no_results_beside_the_new_one(corpus: Corpus, tmp_path: Path) -> None:
+    config = config_of("AdamW", corpus)
+    run(config, corpus, tmp_path)
+    assert (tmp_path / "model.safetensors").exists()
+    (tmp_path / "loss.png").touch()
+    assert run(config, corpus, tmp_path, on_step=stop_after(2)).interrupted
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate")],

@@ -91,6 +91,19 @@ def test_a_switch_that_is_neither(face):
         face(*leading, lr=0.1, skip_nonfinite="no")
 
 
+def test_groups_with_an_lr_leave_adafactor_its_own_rule():
+    optimizer = optim.Adafactor([{"params": [param()], "lr": 0.1}])
+    optimizer.add_param_group({"params": [param()]})
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, None]
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_a_parameter_twice_in_a_group():
+    one = param()
+    with pytest.raises(ValueError, match="SGD: a group holds the same parameter twice"):
+        optim.SGD([one, one], lr=0.1)
+
+
 def test_an_lr_off_the_host_is_named():
     optimizer = optim.SGD([param()], lr=0.1)
     optimizer.param_groups[0]["lr"] = torch.ones((), device="meta")
