@@ -11,10 +11,12 @@ READY := $(VENV)/.ready
 # The oldest and the newest Triton that the kernels are compiled with; the locked one is in $(VENV).
 TRITON_VERSIONS := 3.6.0 3.9.0
 TRITON_VENVS := $(TRITON_VERSIONS:%=.venv-triton-%)
+TRITON_READY := $(TRITON_VENVS:%=%/.ready)
 empty :=
 space := $(empty) $(empty)
+WITH_TRITONS := RLX_TRITON_PYTHONS="$(subst @,$(CURDIR),$(subst $(space),:,$(TRITON_VENVS:%=@/%/bin/python)))"
 
-.PHONY: help train test test-gpu check format bench bench-gpu parity compile-matrix doctor venv clean
+.PHONY: help train test test-long test-gpu check format bench bench-gpu parity compile-matrix doctor venv clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,8 +25,11 @@ help: ## list the targets
 train: $(READY) ## train the example model (ARGS="--optimizer lion --steps 500")
 	@$(BIN)/rlx-gpu train $(ARGS)
 
-test: $(READY) ## the whole test suite; needs no GPU (ARGS="-k lion")
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the tests that take minutes in all; need no GPU (ARGS="-k lion")
+	@$(BIN)/python -m pytest -m "not long" -n auto $(ARGS)
+
+test-long: $(READY) $(TRITON_READY) ## the tests that take longer: every kernel by every Triton for every architecture
+	@$(WITH_TRITONS) $(BIN)/python -m pytest -m long -n auto $(ARGS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@RLX_GPU_LANE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -53,9 +58,8 @@ bench-gpu: $(READY) ## steps, matrix routines and training on this machine's GPU
 parity: $(READY) ## every kernel on this machine against the float64 reference (ARGS="--optimizer muon")
 	@$(BIN)/rlx-gpu parity $(ARGS)
 
-compile-matrix: $(READY) $(TRITON_VENVS:%=%/.ready) ## compile every kernel with the oldest, the locked and the newest Triton
-	@RLX_TRITON_PYTHONS="$(subst @,$(CURDIR),$(subst $(space),:,$(TRITON_VENVS:%=@/%/bin/python)))" \
-		$(BIN)/python -m pytest tests/compile -q $(ARGS)
+compile-matrix: $(READY) $(TRITON_READY) ## compile every kernel with the oldest, the locked and the newest Triton
+	@$(WITH_TRITONS) $(BIN)/python -m pytest tests/compile -q $(ARGS)
 
 doctor: $(READY) ## versions, devices, and what is wrong if something is
 	@$(BIN)/rlx-gpu doctor $(ARGS)

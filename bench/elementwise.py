@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import compile_report
-from ..compile_variants import variants
+from ..compiled.report import rows as kernel_rows
+from ..compiled.variants import variants
 from ..table import TABLE
 from . import gate
 from .choices import chosen, chosen_providers, naming, naming_providers, results_file
@@ -46,9 +46,9 @@ def bytes_per_param(optimizer: str, storage: str, arch: str) -> float:
     """Bytes a parameter that ours moves in one step over a matrix, read from the compiled kernels."""
     algorithm = TABLE[optimizer]
     hyper = algorithm.resolve({**HYPER, **OWN_HYPER.get(optimizer, {})})
-    spec = algorithm.rules.select(hyper, 2)
+    spec = algorithm.select(hyper, 2)
     launched = [one for one in variants([optimizer], [storage]) if one.name.split("/")[0] == spec.name]
-    return float(sum(row["bytes_per_param"] for row in compile_report.rows(arch, launched)))
+    return float(sum(row["bytes_per_param"] for row in kernel_rows(arch, launched)))
 
 
 def examine(optimizer: str, storage: str, arch: str) -> Verdict:

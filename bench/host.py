@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import random
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from .providers import OURS
 from .record import append, environment, spread
 from .timing import Step
 
-TENSORS = (148, 300, 1000, 5000)
+TENSORS = (10, 148, 300, 1000, 5000)
 TURN = 10  # consecutive steps of a provider
 OPTIMIZER, STORAGE = "AdamW", "float32"
 
@@ -59,9 +60,29 @@ def ours_moved(count: int) -> Step:
     return moved
 
 
+def ours_changing(count: int) -> Step:
+    """Ours with a set of gradients in every step that was never there before, as of experts that get no tokens.
+
+    Each is there seven times in eight; assigning the gradients is included.
+    """
+    import torch
+
+    params = parameters(count)
+    step = ours_of(params)
+    grads = [torch.zeros(1) for _ in params]
+    chance = random.Random(0)
+
+    def changed() -> None:
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad if chance.random() < 0.875 else None
+        step()
+
+    return changed
+
+
 def ours_of(params: list[Any]) -> Step:
     """Our step over given parameters, the launches taken out."""
-    from .. import launch
+    from ..engine import launch
 
     launch.launch = lambda *arguments, **constants: None
     return known.ours(OPTIMIZER, STORAGE, params)
@@ -74,6 +95,7 @@ def steps(count: int, named: Collection[str] = ()) -> dict[str, tuple[str, Step]
         version = environment()["commit"]
         found[OURS] = version, ours_of(parameters(count))
         found[f"{OURS}, gradients moved"] = version, ours_moved(count)
+        found[f"{OURS}, changing sets"] = version, ours_changing(count)
     for peer in known.peers(OPTIMIZER, STORAGE, "cpu", named):
         found[peer.name] = peer.version, peer.step(OPTIMIZER, STORAGE, parameters(count))
     return found

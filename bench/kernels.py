@@ -6,7 +6,7 @@ import json
 
 import triton
 
-from ..compile_report import report
+from ..compiled.report import report
 from .record import RESULTS
 
 ARCH = "sm_90"

@@ -1,4 +1,4 @@
-"""Draws the charts of recorded rows into `bench/plots/` and writes the README's figures anew. `rlx-gpu bench plot`
+"""Draws the charts of recorded rows into `bench/plots/`, writes README and stubs anew. `rlx-gpu bench plot`
 
 `index.json` beside the pictures says which rows each was drawn from: the bytes of a picture differ between versions of
 matplotlib, the rows do not.
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import readme
+from . import readme, stubs
 from .charts import CHARTS, PLOTS
 from .record import RESULTS
 from .rows import digest
@@ -62,7 +62,7 @@ def draw(results: Path = RESULTS, plots: Path = PLOTS, anew: bool = False) -> di
 def main(
     anew: Annotated[bool, typer.Option("--anew", help="Draw also the charts whose rows have not changed.")] = False,
 ) -> None:
-    """Draw the charts of the recorded rows, and write the README's tables and figures anew."""
+    """Draw the charts of the recorded rows, and write the README's tables and figures and the type stubs anew."""
     try:
         fates = draw(anew=anew)
     except ModuleNotFoundError as error:
@@ -71,6 +71,7 @@ def main(
         typer.echo(f"{name}: {fate}")
     if readme.README.exists():  # not where the package was installed from a wheel
         readme.write()
+        stubs.write()
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def _words(algorithm: Algorithm) -> list[str]:
 def _state(algorithm: Algorithm) -> str:
     """The tensors kept for a matrix with the default hyperparameters (SGD with momentum)."""
     given = {"lr": 1e-3, **({"momentum": 0.9} if algorithm.name == "SGD" else {})}
-    scalars = getattr(algorithm.reference, "SCALAR_SLOTS", ())
+    scalars = algorithm.scalar_slots
     slots = algorithm.reference.init_state((2, 2), **algorithm.resolve(given)).keys()
     return ", ".join(f"`{slot}`" for slot in slots if slot not in scalars)
 

@@ -35,3 +35,21 @@ def moving_average(average, x, beta, one_minus_beta):
 def is_finite(x):
     """True where x is neither NaN nor infinite."""
     return tl.abs(x) < float("inf")
+
+
+@triton.jit
+def clip(x, low, high):
+    """x within [low, high]; a NaN comes through, as min and max would not let it."""
+    return tl.where(x > high, high, tl.where(x < low, low, x))
+
+
+@triton.jit
+def at_least(x, low):
+    """x, or `low` where x is smaller; a NaN comes through."""
+    return tl.where(x < low, low, x)
+
+
+@triton.jit
+def power(base, exponent):
+    """base^exponent for base in [0, 1], or any positive base; for a step's scalars, in float64."""
+    return tl.exp(exponent * tl.log(base))

@@ -1,11 +1,12 @@
 """How a stream of numbers is stored: float32 values on one side, buffers in memory on the other.
 
-A codec is a pair of JIT functions and the buffers they need. `load(addresses, offsets, mask)` returns float32 values;
-`store(addresses, offsets, mask, value, key)` writes them. `addresses` is a tuple of int64 addresses, one per buffer,
-16-byte aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are int64
-element indices. `key = (seed, step, origin, runs)` names the random bits: `origin + offset` is the element's index
-among all parameters, origin is a multiple of 8, and `runs` holds, flat, the offset of every eighth element (in the
-full-block path only). A codec that keeps several buffers (a value and its scales, say) lists them all.
+A codec is a pair of JIT functions and the buffers they need. `load(addresses, offsets, mask, start)` returns float32
+values; `store(addresses, offsets, mask, start, value, key)` writes them. `addresses` is a tuple of int64 addresses, one
+per buffer, 16-byte aligned where `mask` is None (the full-block path) and only element-aligned otherwise. `offsets` are
+int64 element indices, `start` the first of the block, so that what is stored once for several elements needs no
+division. `key = (seed, step, origin, runs)` names the random bits: `origin + offset` is the element's index among all
+parameters, origin is a multiple of 8, and `runs` holds, flat, the offset of every eighth element (in the full-block
+path only). A codec that keeps several buffers (a value and its scales, say) lists them all in `kernels/formats.py`.
 """
 
 from __future__ import annotations
@@ -16,79 +17,74 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from .formats import FORMATS, Buffer
+
 ALIGNMENT = 16  # bytes, of a 128-bit access
 ROUNDS = tl.constexpr(7)  # of Philox-4x32; the fewest known to pass the statistical tests (Salmon et al. 2011)
 
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """A storage format: its name, the element types of its buffers (torch's names) and its two functions."""
+    """A storage format: its name, its buffers and its two functions."""
 
     name: str
-    buffers: tuple[str, ...]
+    buffers: tuple[Buffer, ...]
     load: Any
     store: Any
 
 
 @triton.jit
-def _locate(address, offsets, mask, ELEMENT: tl.constexpr):
-    """Pointers to elements; the alignment hint that makes 128-bit accesses holds in the full-block path only."""
-    pointer = address.to(tl.pointer_type(ELEMENT))
-    if mask is None:
-        pointer = tl.multiple_of(pointer, 16)
-    return pointer + offsets
-
-
-@triton.jit
 def _load(address, offsets, mask, ELEMENT: tl.constexpr):
     """Elements as they are stored; 0 where the mask leaves them out."""
-    if mask is None:
-        return tl.load(_locate(address, offsets, mask, ELEMENT))
+    pointer = address.to(tl.pointer_type(ELEMENT))
+    if mask is None:  # only on this path does the alignment hold that makes 128-bit accesses
+        return tl.load(tl.multiple_of(pointer, 16) + offsets)
     else:
-        return tl.load(_locate(address, offsets, mask, ELEMENT), mask=mask, other=0.0)
+        return tl.load(pointer + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
 def _store(address, offsets, mask, value, ELEMENT: tl.constexpr):
     """Elements in the format of `value`, where the mask has them."""
+    pointer = address.to(tl.pointer_type(ELEMENT))
     if mask is None:
-        tl.store(_locate(address, offsets, mask, ELEMENT), value)
+        tl.store(tl.multiple_of(pointer, 16) + offsets, value)
     else:
-        tl.store(_locate(address, offsets, mask, ELEMENT), value, mask=mask)
+        tl.store(pointer + offsets, value, mask=mask)
 
 
 @triton.jit
-def load_float32(addresses, offsets, mask):
+def load_float32(addresses, offsets, mask, start):
     """As stored."""
     return _load(addresses[0], offsets, mask, tl.float32)
 
 
 @triton.jit
-def store_float32(addresses, offsets, mask, value, key):
+def store_float32(addresses, offsets, mask, start, value, key):
     """As it is."""
     _store(addresses[0], offsets, mask, value, tl.float32)
 
 
 @triton.jit
-def load_float16(addresses, offsets, mask):
+def load_float16(addresses, offsets, mask, start):
     """Exact: float32 has every float16."""
     return _load(addresses[0], offsets, mask, tl.float16).to(tl.float32)
 
 
 @triton.jit
-def store_float16(addresses, offsets, mask, value, key):
+def store_float16(addresses, offsets, mask, start, value, key):
     """To nearest, ties to even; beyond the largest float16, infinity."""
     _store(addresses[0], offsets, mask, value.to(tl.float16), tl.float16)
 
 
 @triton.jit
-def load_bfloat16(addresses, offsets, mask):
+def load_bfloat16(addresses, offsets, mask, start):
     """Exact: float32 has every bfloat16."""
     return _load(addresses[0], offsets, mask, tl.bfloat16).to(tl.float32)
 
 
 @triton.jit
-def store_bfloat16(addresses, offsets, mask, value, key):
+def store_bfloat16(addresses, offsets, mask, start, value, key):
     """To nearest, ties to even."""
     _store(addresses[0], offsets, mask, value.to(tl.bfloat16), tl.bfloat16)
 
@@ -120,7 +116,7 @@ def _random_bits_of_runs(runs, key):
 
 
 @triton.jit
-def store_bfloat16_stochastic(addresses, offsets, mask, value, key):
+def store_bfloat16_stochastic(addresses, offsets, mask, start, value, key):
     """Adds 16 random bits below the bfloat16 mantissa and truncates, so that the rounding error is zero in the mean."""
     origin, runs = key[2], key[3]
     if mask is None:
@@ -134,8 +130,13 @@ def store_bfloat16_stochastic(addresses, offsets, mask, value, key):
     _store(addresses[0], offsets, mask, kept.to(tl.bfloat16), tl.bfloat16)
 
 
-FLOAT32 = Codec("float32", ("float32",), load_float32, store_float32)
-FLOAT16 = Codec("float16", ("float16",), load_float16, store_float16)
-BFLOAT16 = Codec("bfloat16", ("bfloat16",), load_bfloat16, store_bfloat16)
-BFLOAT16_STOCHASTIC = Codec("bfloat16_stochastic", ("bfloat16",), load_bfloat16, store_bfloat16_stochastic)
-CODECS = {codec.name: codec for codec in (FLOAT32, FLOAT16, BFLOAT16, BFLOAT16_STOCHASTIC)}
+FLOAT32 = Codec("float32", FORMATS["float32"], load_float32, store_float32)
+FLOAT16 = Codec("float16", FORMATS["float16"], load_float16, store_float16)
+BFLOAT16 = Codec("bfloat16", FORMATS["bfloat16"], load_bfloat16, store_bfloat16)
+STOCHASTIC = Codec("bfloat16_stochastic", FORMATS["bfloat16_stochastic"], load_bfloat16, store_bfloat16_stochastic)
+CODECS = {codec.name: codec for codec in (FLOAT32, FLOAT16, BFLOAT16, STOCHASTIC)}
+
+
+def codecs_of(formats: tuple[str, ...]) -> tuple[Codec, ...]:
+    """The codecs of these names."""
+    return tuple(CODECS[name] for name in formats)

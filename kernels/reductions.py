@@ -1,7 +1,7 @@
 """Sums over tensors in a fixed order: per-block partials from the driver, finished here; no atomics.
 
-Beside them the rule that turns the driver into a multi-tensor norm, and the kernel that turns the norm into the
-`control` words which every step reads.
+Beside them the rule that turns the driver into a multi-tensor norm, and the kernel that turns norms into the word that
+has a step skipped.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import triton
 import triton.language as tl
 
 from .arithmetic import is_finite
-from .spec import Pass, RuleSpec
+from .spec import Pass, Row, RuleSpec
 
 FINISH_BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sums_ptr"])  # it may lie anywhere among those of other tensors
 def finish_sums_kernel(partials_ptr, ranges_ptr, sums_ptr, SUMS: tl.constexpr, BLOCK: tl.constexpr):
     """Adds the rows [first, last) of `partials` [rows, SUMS] named by `ranges` int64 [programs, 2], in float64."""
     program = tl.program_id(0).to(tl.int64)
@@ -41,20 +41,19 @@ def finite_square_rule(param, grad, state, hyper):
 SQUARED_NORM = RuleSpec(
     "squared_norm",
     slots=(),
-    passes=(Pass(finite_square_rule, writes=(), sums=2),),
-    scalars=lambda hyper, step, counters: (),
+    passes=(Pass(finite_square_rule, writes=(), sums=2, reads=("grad",)),),
+    row=Row(()),
+    offsets=(("param", "grad"),),  # nothing but the gradient is read
 )
 
 
-@triton.jit(do_not_specialize=["known"])
-def guard_kernel(sums_ptr, control_ptr, skipped_ptr, known):
-    """Makes the step a no-op if any gradient entry was not finite, and counts the steps skipped.
+@triton.jit
+def guard_kernel(totals_ptr, words_ptr, COUNT: tl.constexpr):
+    """Has the step skipped if any gradient entry was not finite.
 
-    `sums_ptr` float32 [2] holds the squared norm and the number of entries that are not finite; `known` is how many of
-    the steps in `skipped_ptr` int32 [1] the host had heard of when it prepared the rows of this step.
+    `totals` float32 [COUNT, 2] holds squared norms and the numbers of entries that are not finite.
     """
-    skipped = tl.load(skipped_ptr)
-    bad = (tl.load(sums_ptr + 1) > 0.0).to(tl.int32)
-    tl.store(control_ptr + 1, bad.to(tl.float32))
-    tl.store(control_ptr + 2, (skipped - known).to(tl.float32))
-    tl.store(skipped_ptr, skipped + bad)
+    bad = 0.0
+    for i in tl.static_range(COUNT):
+        bad += tl.load(totals_ptr + 2 * i + 1)
+    tl.store(words_ptr + 1, tl.where(bad > 0.0, 1.0, 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import hinted, stride, tile_lanes, tile_product, wrapped
+from .tiles import hinted, stride, tile_product
 
 
 @triton.jit
@@ -81,8 +81,11 @@ def symmetric_product_kernel(
     x_row = stride(x_row, UNIT == "rows", HINT)
     x_col = stride(x_col, UNIT == "cols", HINT)
     x_start = batch * stride(x_batch, False, HINT)
-    i, j = tile_lanes(tile_row, BLOCK), tile_lanes(tile_col, BLOCK)
-    x_i, x_j = wrapped(i, rows, WHOLE), wrapped(j, rows, WHOLE)
+    i = tile_row * BLOCK + tl.arange(0, BLOCK)
+    j = tile_col * BLOCK + tl.arange(0, BLOCK)
+    # Wrapped into the matrix: what is loaded so needs no mask, and what comes of it is not stored.
+    x_i = i if WHOLE else i % rows
+    x_j = j if WHOLE else j % rows
     sums = tile_product(x_ptr + x_start, y_ptr + x_start, x_row, x_col, x_i, x_j, inner, BLOCK, DEPTH, WHOLE)
     value = alpha * sums
     mask = None if WHOLE else (i < rows)[:, None] & (j < rows)[None, :]

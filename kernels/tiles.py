@@ -16,10 +16,10 @@ MATRIX_OPTIONS = {"maxnreg": 255, "enable_fp_fusion": True}
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a product is cut: square tiles of `block`, `depth` of the inner dimension at a time."""
+    """How a product is cut."""
 
-    block: int
-    depth: int
+    block: int  # side of the square tiles
+    depth: int  # of the inner dimension at a time
     warps: int
     stages: int
     group: int = 8
@@ -45,12 +45,7 @@ class Tilings(NamedTuple):
 
 
 def tilings(element_bytes: int, capability: int) -> Tilings:
-    """The tiles for a format on an architecture; the fastest measured on an H200 (Triton 3.6, 2026-11-22).
-
-    Args:
-        element_bytes: 2 or 4.
-        capability: the architecture, such as 90.
-    """
+    """The fastest tiles for a format on an architecture such as 90, measured on an H200 (Triton 3.6, 2026-11-22)."""
     unaligned = Tiling(64, 32, warps=8, stages=3)  # correct, not fast: on a GPU torch is
     if element_bytes == 2:
         # Where C is added to the sums of four warps, sm_80 and sm_100 have too few registers for both.
@@ -72,18 +67,6 @@ def hinted(value, HINT: tl.constexpr):
 def stride(value, UNIT: tl.constexpr, HINT: tl.constexpr):
     """A stride in 64 bits, known to be 1 or a multiple of 8 where UNIT or HINT says so."""
     return 1 if UNIT else hinted(value.to(tl.int64), HINT)
-
-
-@triton.jit
-def tile_lanes(tile, BLOCK: tl.constexpr):
-    """The indices of a tile's rows or columns."""
-    return tile * BLOCK + tl.arange(0, BLOCK)
-
-
-@triton.jit
-def wrapped(lanes, extent, WHOLE: tl.constexpr):
-    """Indices wrapped into the matrix: what is loaded with them needs no mask, and what comes of it is not stored."""
-    return lanes if WHOLE else lanes % extent
 
 
 @triton.jit

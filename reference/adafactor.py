@@ -17,9 +17,10 @@ HYPERPARAMETERS = (
         LR.interval,
         optional=True,
         doc="learning rate; None follows the relative schedule, and leaves nothing for a scheduler to change",
+        trial=LR.trial,
     ),
     Hyper("beta2_decay", -0.8, "(-inf, 0]", doc="power of t at which the second moment's memory grows"),
-    Hyper("eps", (1e-30, 1e-3), kind="pair", doc="added to the squared gradient; least RMS of the parameter"),
+    Hyper("eps", (1e-30, 1e-3), kind="floats", doc="added to the squared gradient; least RMS of the parameter"),
     Hyper("clip_threshold", 1.0, "(0, inf)", doc="largest RMS of the update"),
     DECOUPLED_DECAY.with_default(0.0),
 )

@@ -8,27 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Shape, State
+from .arrays import Shape
 
 METADATA = ("optimizer", "iteration", "state_dtype", "rounding", "seed")  # keys that name no parameter
+RETIRED_ERROR = 1e-6  # of a number in a retired slot, which was a sum over all steps
 
 
 def load_parameters(
     state: Mapping[str, Any],
     optimizer: str,
     *,
-    init_state: Callable[[str, Shape], State],
+    init_state: Callable[[str, Shape], Mapping[str, Any]],
     shapes: Mapping[str, Shape | None],
     read: Callable[[str, Any], Any] | None = None,
+    retired: Callable[[int], Mapping[str, float]] | None = None,
 ) -> tuple[int, dict[str, tuple[Shape | None, int, dict[str, Any]]]]:
     """The iteration, and by parameter name its shape (None if no slot tells), step count and slots.
 
     Args:
         state: as `Optimizer.state_dict` gives it; numbers and strings may be 0-d arrays, as NumPy's files return them.
         optimizer: whose state it must be.
-        init_state: the slots that this optimizer keeps for a parameter's name and shape.
+        init_state: what this optimizer keeps for a parameter's name and shape, of which shapes alone are read.
         shapes: the shapes of the parameters already known.
         read: `(key, value)` to the slot that is kept; a float64 NumPy copy unless given.
+        retired: the step count to the numbers in slots that are no longer kept; older states may hold them.
 
     Raises:
         ValueError: names the key that is missing, unknown or wrong.
@@ -47,11 +50,40 @@ def load_parameters(
         slots = slots_by_name.setdefault(name, {})
         if slot != "step":
             slots[slot] = (read or _array)(key, value)
+    if retired:
+        for name, slots in slots_by_name.items():
+            step = _count(state, f"step/{name}")
+            slots_by_name[name] = without_retired(slots, name, step, retired(step))
     loaded = {
         name: (_shape(name, slots, partial(init_state, name), shapes.get(name)), _count(state, f"step/{name}"), slots)
         for name, slots in slots_by_name.items()
     }
     return _count(state, "iteration"), loaded
+
+
+def without_retired(slots: Mapping[str, Any], name: str, step: int, retired: Mapping[str, float]) -> dict[str, Any]:
+    """One parameter's slots but for the retired ones, which have to be what its step count makes of them.
+
+    Args:
+        slots: arrays or tensors. An empty parameter's retired ones may be anything: not every path counted its steps.
+        name: the parameter's.
+        step: its step count.
+        retired: the number that each retired slot held after so many steps.
+
+    Raises:
+        ValueError: names the slot that holds another number, and both numbers.
+    """
+    if not any(0 in value.shape for value in slots.values()):
+        for slot in sorted(retired.keys() & slots.keys()):
+            try:
+                found = float(slots[slot])
+            except (TypeError, RuntimeError):
+                raise ValueError(f"state dict: '{slot}/{name}' must be one number, got {slots[slot]!r}") from None
+            if not abs(found - retired[slot]) <= RETIRED_ERROR:
+                raise ValueError(
+                    f"state dict: '{slot}/{name}' is {found:.10g}, at step {step} it must be {retired[slot]:.10g}"
+                )
+    return {slot: value for slot, value in slots.items() if slot not in retired}
 
 
 def _require(state: Mapping[str, Any], key: str) -> None:
@@ -78,24 +110,27 @@ def _array(key: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _shape(
-    name: str, slots: Mapping[str, Any], init_state: Callable[[Shape], State], known: Shape | None
+    name: str, slots: Mapping[str, Any], init_state: Callable[[Shape], Mapping[str, Any]], known: Shape | None
 ) -> Shape | None:
     """The parameter shape that a parameter's slots belong to."""
     shapes = {slot: tuple(value.shape) for slot, value in slots.items()}
-    # A matrix may have other slots than a vector: hold the names against the closer of the two, or both if equally so.
-    layouts = [{*init_state(known)}] if known is not None else [{*init_state((1,) * ndim)} for ndim in (1, 2)]
+    # A slot has the parameter's shape, or two slots are its rows and its columns.
+    joined = [sum(shapes.values(), ())] if all(len(shape) == 1 for shape in shapes.values()) else []
+    states: list[dict[str, Shape]] = []
+    for shape in [known] if known is not None else dict.fromkeys((*shapes.values(), *joined)):
+        expected = {slot: tuple(value.shape) for slot, value in init_state(shape).items()}
+        if shapes == expected:
+            return shape if shapes else known
+        states.append(expected)
+    # A matrix may have other slots than a vector: hold the names against the closest state, or all that are as close.
+    layouts = [{*init_state((1,) * ndim)} for ndim in (() if known is not None else (1, 2))]
+    layouts += [{*state} for state in states]
     nearest = max(len(names & slots.keys()) for names in layouts)
     layouts = [names for names in layouts if len(names & slots.keys()) == nearest]
     if slots.keys() not in layouts:
         wrong = [min(names ^ slots.keys()) for names in layouts]
         faults = [f"{'unknown' if slot in slots else 'missing'} '{slot}/{name}'" for slot in dict.fromkeys(wrong)]
         raise ValueError(f"state dict: {' or '.join(faults)}")
-    # A slot has the parameter's shape, or two slots are its rows and its columns.
-    joined = [sum(shapes.values(), ())] if all(len(shape) == 1 for shape in shapes.values()) else []
-    for shape in [known] if known is not None else [*shapes.values(), *joined]:
-        expected = {slot: value.shape for slot, value in init_state(shape).items()}
-        if shapes == expected:
-            return shape if shapes else known
     if known is None:
         listed = ", ".join(f"'{slot}/{name}' {shape}" for slot, shape in shapes.items())
         raise ValueError(f"state dict: no parameter has slots of these shapes: {listed}")

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-REQUIRED: Any = inspect.Parameter.empty  # so that a default reads the same in a declaration and in a signature
+UNSET: Any = inspect.Parameter.empty  # so that a default reads the same in a declaration and in a signature
+REQUIRED: Any = UNSET
 
 
 @dataclass(frozen=True)
@@ -22,30 +23,52 @@ class Hyper:
         name: as in the constructor.
         default: REQUIRED if the caller must give it.
         interval: the allowed values in mathematical notation, "[0, 1)"; of each element, where there are several.
-        kind: "float", "pair" (of floats), "bool", "int", "choice" (one of `choices`), "sizes" (a tuple of whole
+        kind: "float", "floats" (a tuple of as many as the default has), "steps" (a whole number that the rule computes
+            with), "int" (one that decides what runs), "bool", "choice" (one of `choices`), "sizes" (a tuple of whole
             numbers) or "coefficients" (one of `choices`, or a tuple of triples of floats).
         optional: whether None is allowed.
         choices: the names allowed.
         doc: one line of meaning.
+        trial: the value in trials, chosen so that it matters within a few steps; the default unless given.
+        switch: a second value, for variants of their own. A bool, two choices, and whatever may be None have one
+            without saying so, unless `trial` settles a bool or a choice.
+        needs: the hyperparameter that has to be switched as well for this one's switch to change anything.
+
+    Raises:
+        ValueError: kind "floats" without a default that fixes how many.
     """
 
     name: str
     default: Any = REQUIRED
     interval: str = "[0, inf)"
-    kind: Literal["float", "pair", "bool", "int", "choice", "sizes", "coefficients"] = "float"
+    kind: Literal["float", "floats", "steps", "int", "bool", "choice", "sizes", "coefficients"] = "float"
     optional: bool = False
     choices: tuple[str, ...] = ()
     doc: str = ""
+    trial: Any = UNSET
+    switch: Any = UNSET
+    needs: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "floats" and self._count < 2:
+            raise ValueError(f"{self.name}: kind 'floats' needs a tuple of two or more numbers as its default")
+
+    @property
+    def _count(self) -> int:
+        """How many numbers the default has."""
+        return len(self.default) if isinstance(self.default, tuple) else 1
 
     @property
     def allowed(self) -> str:
         """The allowed values in words."""
         choice = f"one of {', '.join(self.choices)}"
+        count = "a pair of" if self._count == 2 else str(self._count)
         words = {
             "float": f"a number in {self.interval}",
-            "pair": f"a pair of numbers in {self.interval}",
-            "bool": "True or False",
+            "floats": f"{count} numbers in {self.interval}",
+            "steps": f"a whole number in {self.interval}",
             "int": f"a whole number in {self.interval}",
+            "bool": "True or False",
             "choice": choice,
             "sizes": f"a tuple of whole numbers in {self.interval}",
             "coefficients": f"{choice}, or a list of triples of numbers in {self.interval}",
@@ -55,7 +78,7 @@ class Hyper:
     @property
     def structural(self) -> bool:
         """Whether the value decides which rule runs on which buffers, rather than being a number in the rule."""
-        return self.kind not in ("float", "pair")
+        return self.kind not in ("float", "floats", "steps")
 
     def with_default(self, default: Any) -> Hyper:
         """The same hyperparameter with another default."""
@@ -74,11 +97,11 @@ class Hyper:
             return bool(value)
         if self.kind == "float":
             return self._number(self.name, value)
-        if self.kind == "int":
+        if self.kind in ("int", "steps"):
             return self._whole(self.name, value)
         if self.kind in ("choice", "coefficients") and isinstance(value, str) and value in self.choices:
             return value
-        if self.kind == "pair" and several and len(value) == 2:
+        if self.kind == "floats" and several and len(value) == self._count:
             return tuple(self._number(f"{self.name}[{i}]", element) for i, element in enumerate(value))
         if self.kind == "sizes" and several and len(value):
             return tuple(self._whole(f"{self.name}[{i}]", element) for i, element in enumerate(value))
@@ -107,7 +130,8 @@ class Hyper:
         except TypeError:
             number = None
         if number is None or not _contains(self.interval, number):
-            raise ValueError(f"{label} must be a whole number in {self.interval}, got {value!r}")
+            optional = " or None" * self.optional
+            raise ValueError(f"{label} must be a whole number in {self.interval}{optional}, got {value!r}")
         return number
 
     def _triple(self, label: str, value: Any) -> tuple[float, ...]:
@@ -153,9 +177,18 @@ def scaled(hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return {**hyper, "lr": hyper["lr"] * scale}
 
 
-LR = Hyper("lr", doc="learning rate")
-BETAS = Hyper("betas", (0.9, 0.999), "[0, 1)", "pair", doc="decay rates of the first and the second moment")
+LR = Hyper("lr", doc="learning rate", trial=0.1)  # large: the update is nearly as large as the parameter
+BETAS = Hyper(
+    "betas",
+    (0.9, 0.999),
+    "[0, 1)",
+    "floats",
+    doc="decay rates of the first and the second moment",
+    trial=(0.9, 0.95),  # so short a memory takes RAdam past its first branch, and makes AMSGrad's maximum matter
+)
 EPS = Hyper("eps", 1e-8, doc="added to the denominator")
-COUPLED_DECAY = Hyper("weight_decay", 0.0, doc="coupled: the gradient becomes grad + weight_decay * param")
-DECOUPLED_DECAY = Hyper("weight_decay", 0.01, doc="decoupled: the parameter shrinks by lr * weight_decay of itself")
+COUPLED_DECAY = Hyper("weight_decay", 0.0, doc="coupled: the gradient becomes grad + weight_decay * param", trial=0.1)
+DECOUPLED_DECAY = Hyper(
+    "weight_decay", 0.01, doc="decoupled: the parameter shrinks by lr * weight_decay of itself", trial=0.1
+)
 AMSGRAD = Hyper("amsgrad", False, kind="bool", doc="divide by the largest second moment so far")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -25,9 +26,9 @@ HYPERPARAMETERS = (
     NDIM_POLICY,
     MATRIX,
 )
-SCALAR_SLOTS = ("update_credit", "update_count")
 FULL_PRECISION_SLOTS = ("left_lipschitz", "right_lipschitz", "lipschitz")  # in float32 at least
 BALANCE_PERIOD = 100  # updates of the factors
+LAST_CERTAIN, DECAY, LEAST = 500, 0.001, 0.03  # of the updates' schedule: see `probability`
 
 
 def init_state(
@@ -39,8 +40,8 @@ def init_state(
     max_precond_skew: float = 1.0,
     **_: Any,
 ) -> State:
-    """`exp_avg`, the factors with their Lipschitz bounds, and the counters of their updates: zeros."""
-    state = {"exp_avg": np.zeros(shape), "update_credit": np.zeros(()), "update_count": np.zeros(())}
+    """`exp_avg` and the factors with their Lipschitz bounds: zeros."""
+    state = {"exp_avg": np.zeros(shape)}
     matrices = matrix_shape(shape, ndim_policy=ndim_policy, matrix=matrix)
     if matrices is None:
         return {**state, "factor": np.zeros(shape), "lipschitz": np.zeros(())}
@@ -81,10 +82,10 @@ def update(
         θ ← θ − lr(P + λθ)
 
     A factor is a diagonal vector where d > max_precond_dim or d² > max_precond_skew · numel; T is then the diagonal.
-    The schedule is a counter: the probability is added to it every step, and at 1 an update takes 1 away. Every 100
-    updates both factors are scaled to equal max|·|. What is no matrix has one diagonal factor. A gradient of zeros
-    leaves the factors alone; at any other the factors start from k·I if no update has set their lipschitz yet, with
-    k⁴ = mean(M̂⁴)^(−¼), or k² where there is one factor.
+    The schedule leaves nothing to chance: steps 1 to t make as many updates as the whole part of their probabilities'
+    sum (`factor_updates`). Every 100 updates both factors are scaled to equal max|·|. What is no matrix has one
+    diagonal factor. A gradient of zeros leaves the factors alone; at any other the factors start from k·I if no update
+    has set their lipschitz yet, with k⁴ = mean(M̂⁴)^(−¼), or k² where there is one factor.
 
     Args:
         param, grad: float64, any shape.
@@ -96,19 +97,17 @@ def update(
         left_factor, right_factor: Q_L (m, m) or (m,) and Q_R (n, n) or (n,); of matrices.
         left_lipschitz, right_lipschitz: 0-d, a bound on the curvature that each factor's update meets; 0 before it.
         factor, lipschitz: the same of what is no matrix, the parameter's shape and 0-d.
-        update_credit: 0-d, in [0, 1); the schedule's counter.
-        update_count: 0-d, updates of the factors so far.
 
     Source: Li 2018 (arXiv 1512.04202) and Li 2024 (arXiv 2402.11858), the form whose group step Q^½ E Q^(3/2) needs no
-    inverse. Deviations: a counter instead of random draws for the updates, a deterministic `bound`, and no damping
+    inverse. Deviations: a sum instead of random draws for the updates, a deterministic `bound`, and no damping
     noise on the gradient.
     """
     if param.size == 0:
         return param, state
-    credit, due = advance(float(state["update_credit"]), step)
-    count = float(state["update_count"]) + due
+    updates = factor_updates(step)
+    due = updates > factor_updates(step - 1)
     exp_avg = momentum * state["exp_avg"] + (1 - momentum) * grad
-    new_state = {"exp_avg": exp_avg, "update_credit": np.array(credit), "update_count": np.array(count)}
+    new_state = {"exp_avg": exp_avg}
     shape = matrix_shape(param.shape, ndim_policy=ndim_policy, matrix=matrix)
     sides = ("left_", "right_") if shape else ("",)
     matrices = shape or (param.size, 1)  # one factor sees a column
@@ -127,7 +126,7 @@ def update(
             for factor, bound_so_far, face in zip(factors, bounds, faces, strict=False)
         ]
         updated = [factor for factor, _ in stepped]
-        if shape and count % BALANCE_PERIOD == 0:
+        if shape and updates % BALANCE_PERIOD == 0:
             updated = balanced(updated, batch=len(shape) - 2)
         factors = [where(present, new, old) for new, old in zip(updated, factors, strict=True)]
         bounds = [where(present, new, old) for (_, new), old in zip(stepped, bounds, strict=True)]
@@ -141,10 +140,36 @@ def update(
     return param - lr * (direction + weight_decay * param), new_state
 
 
-def advance(credit: float, step: int) -> tuple[float, bool]:
-    """The schedule's counter after step t, and whether the factors are updated in it."""
-    credit += min(max(math.exp(-0.001 * (step - 500)), 0.03), 1.0)
-    return (credit - 1, True) if credit >= 1 else (credit, False)
+def probability(step: int) -> float:
+    """The probability of an update in step t, clamp(e^(−0.001(t − 500)), 0.03, 1)."""
+    return min(max(math.exp(-DECAY * (step - LAST_CERTAIN)), LEAST), 1.0)
+
+
+@functools.cache
+def _sums() -> list[float]:
+    """The sum of the probabilities up to each step, from step 0 to the first of the least probability."""
+    sums, step = [0.0], 0
+    while step == 0 or probability(step) > LEAST:
+        step += 1
+        sums.append(sums[-1] + probability(step))
+    return sums
+
+
+def expected_updates(step: int) -> float:
+    """The sum of the probabilities in steps 1 to t."""
+    sums = _sums()
+    return sums[step] if step < len(sums) else sums[-1] + LEAST * (step - len(sums) + 1)
+
+
+def factor_updates(step: int) -> int:
+    """The updates of the factors in steps 1 to t."""
+    return math.floor(expected_updates(step))
+
+
+def retired_slots(step: int) -> dict[str, float]:
+    """The counters that a state used to hold after step t; `factor_updates` says the same."""
+    expected = expected_updates(step)
+    return {"update_credit": expected - math.floor(expected), "update_count": float(math.floor(expected))}
 
 
 def per_matrix(values: NDArray[Any], like: Array) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ HYPERPARAMETERS = (
     LR,
     BETAS,
     EPS.with_default(1e-6),
-    DECOUPLED_DECAY,
+    replace(DECOUPLED_DECAY, doc="part of the update before it is made as long as the tensor"),
     Hyper("bias_correction", True, kind="bool", doc="divide the moments by 1 − βᵗ"),
 )
 

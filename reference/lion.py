@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .arrays import Array, Pair, Shape, State
-from .hyper import BETAS, DECOUPLED_DECAY, LR, Hyper
+from .hyper import BETAS, DECOUPLED_DECAY, LR
 
 NAME = "Lion"
 HYPERPARAMETERS = (
     LR,
-    Hyper("betas", (0.9, 0.99), BETAS.interval, "pair", doc="weight of the momentum in the step, and its decay rate"),
+    replace(BETAS, default=(0.9, 0.99), doc="weight of the momentum in the step, and its decay rate"),
     DECOUPLED_DECAY.with_default(0.0),
 )
 

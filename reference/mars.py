@@ -15,7 +15,7 @@ HYPERPARAMETERS = (
     BETAS.with_default((0.95, 0.99)),
     EPS,
     DECOUPLED_DECAY.with_default(0.0),
-    Hyper("gamma", 0.025, doc="strength of the variance reduction; 0 is AdamW on the clipped gradient"),
+    Hyper("gamma", 0.025, doc="strength of the variance reduction; 0 is AdamW on the clipped gradient", trial=1.0),
     Hyper("clip_c", True, kind="bool", doc="scale the corrected gradient of a tensor to a norm of at most 1"),
 )
 

@@ -15,7 +15,7 @@ HYPERPARAMETERS = (
     BETAS,
     EPS,
     DECOUPLED_DECAY,
-    Hyper("momentum_decay", None, optional=True, doc="ψ of the warm-up of β1; None keeps β1 constant"),
+    Hyper("momentum_decay", None, optional=True, doc="ψ of the warm-up of β1; None keeps β1 constant", switch=0.9),
 )
 SCALAR_SLOTS = ("mu_product",)  # one number a parameter, kept in float64 whatever format the state has
 

@@ -13,7 +13,14 @@ NAME = "QHAdamW"
 HYPERPARAMETERS = (
     LR,
     BETAS.with_default((0.995, 0.999)),
-    Hyper("nus", (0.7, 1.0), "[0, 1]", "pair", doc="weights of the two moments against the gradient; (1, 1) is AdamW"),
+    Hyper(
+        "nus",
+        (0.7, 1.0),
+        "[0, 1]",
+        "floats",
+        doc="weights of the two moments against the gradient; (1, 1) is AdamW",
+        trial=(0.7, 0.8),  # below 1, so that no term is without effect
+    ),
     EPS,
     DECOUPLED_DECAY,
 )

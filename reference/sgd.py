@@ -12,8 +12,8 @@ from .hyper import COUPLED_DECAY, LR, Hyper
 NAME = "SGD"
 HYPERPARAMETERS = (
     LR,
-    Hyper("momentum", 0.0, "[0, 1)", doc="decay rate of the momentum buffer; 0 keeps none"),
-    Hyper("dampening", 0.0, "[0, 1]", doc="share of the gradient kept out of the buffer"),
+    Hyper("momentum", 0.0, "[0, 1)", doc="decay rate of the momentum buffer; 0 keeps none", switch=0.9),
+    Hyper("dampening", 0.0, "[0, 1]", doc="share of the gradient kept out of the buffer", switch=0.9, needs="momentum"),
     Hyper("nesterov", False, kind="bool", doc="look one momentum step ahead"),
     COUPLED_DECAY,
 )

@@ -15,10 +15,12 @@ NAME = "SOAP"
 HYPERPARAMETERS = (
     LR,
     BETAS.with_default((0.95, 0.95)),
-    Hyper("shampoo_beta", None, "[0, 1)", optional=True, doc="decay rate of the covariances; None is betas[1]"),
+    Hyper(
+        "shampoo_beta", None, "[0, 1)", optional=True, doc="decay rate of the covariances; None is betas[1]", switch=0.9
+    ),
     EPS,
     DECOUPLED_DECAY,
-    Hyper("precondition_frequency", 10, "[1, inf)", "int", doc="steps from one change of basis to the next"),
+    Hyper("precondition_frequency", 10, "[1, inf)", "int", doc="steps from one change of basis to the next", trial=2),
     Hyper("max_precond_dim", 10000, "[0, inf)", "int", doc="longest side of a matrix that gets a basis of its own"),
     NDIM_POLICY,
     MATRIX,
@@ -27,6 +29,7 @@ HYPERPARAMETERS = (
         True,
         kind="bool",
         doc="spread the matrices' changes of basis over the period on a GPU; False: all in the same step, as here",
+        trial=True,  # which step changes a basis is no other rule
     ),
 )
 SCALAR_SLOTS = ("phase",)

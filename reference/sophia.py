@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from .hyper import BETAS, DECOUPLED_DECAY, LR, Hyper
 NAME = "Sophia"
 HYPERPARAMETERS = (
     LR,
-    Hyper("betas", (0.965, 0.99), BETAS.interval, "pair", doc="decay rates of the momentum and of the Hessian"),
-    Hyper("gamma", 0.01, doc="scale of the Hessian: larger means smaller, less clipped steps"),
-    Hyper("rho", 0.04, "(0, inf)", doc="largest step of one element, in units of lr"),
+    replace(BETAS, default=(0.965, 0.99), doc="decay rates of the momentum and of the Hessian"),
+    Hyper("gamma", 0.01, doc="scale of the Hessian: larger means smaller, less clipped steps", trial=1.0),
+    Hyper(
+        "rho", 0.04, "(0, inf)", doc="largest step of one element, in units of lr", trial=0.5
+    ),  # clips some elements, not all
     Hyper("eps", 1e-12, doc="smallest curvature to divide by"),
     DECOUPLED_DECAY.with_default(0.1),
 )

@@ -153,6 +153,7 @@ class Optimizer(ByName):
             self.algorithm.NAME,
             init_state=self._init_state,
             shapes={name: parameter.shape for name, parameter in self._parameters.items()},
+            retired=getattr(self.algorithm, "retired_slots", None),
         )
         self._parameters = {
             name: Parameter(shape, None, step, self._rounded(slots)) for name, (shape, step, slots) in loaded.items()

@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
         return ["__version__", *_SUBMODULES, *_HOMES, *__getattr__("TABLE")]
     # An optimizer's name has capitals; other modules are asked for by `from rlx_gpu import x`, and must not need NumPy.
     if not name.islower() and name in __getattr__("TABLE"):
-        return importlib.import_module(".optimizer", __name__).make_class(name)
+        return importlib.import_module(".trait", __name__).make_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -12,29 +12,14 @@ from torch.utils.dlpack import from_dlpack
 
 
 class Arrays:
-    """Makes tensors of what a trainer hands over; NumPy arrays are copied into buffers that are kept.
-
-    Args:
-        device: where NumPy arrays go.
-    """
+    """Makes tensors of what a trainer hands over; NumPy arrays go to `device`, into buffers that are kept."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._staged: dict[tuple[str, str], torch.Tensor] = {}
 
     def tensor(self, name: str, what: str, value: Any, shape: Iterable[int]) -> torch.Tensor:
-        """The tensor that a step works on.
-
-        Args:
-            name: of the parameter.
-            what: "param", "grad" or "estimate".
-            value: a torch tensor, a NumPy array or anything with `__dlpack__`.
-            shape: that it must have.
-
-        Raises:
-            TypeError: no such array.
-            ValueError: another shape, or memory that cannot be stepped in place.
-        """
+        """The tensor that a step works on, as `what` ("param", "grad" or "estimate") of a parameter of this shape."""
         if isinstance(value, torch.Tensor):
             tensor = value.detach()
         elif isinstance(value, np.ndarray):
@@ -70,11 +55,3 @@ class Arrays:
         if staged is None or staged.shape != tensor.shape or staged.dtype != tensor.dtype:
             staged = self._staged[name, what] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
         return staged.copy_(tensor)
-
-
-def copied_slot(key: str, value: Any) -> torch.Tensor:
-    """A copy of a checkpoint's array, as a tensor."""
-    try:
-        return value.detach().clone() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    except TypeError:
-        raise ValueError(f"state dict: {key!r} must be an array of numbers, got {type(value).__name__}") from None

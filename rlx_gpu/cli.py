@@ -6,8 +6,13 @@ import importlib
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+
+from . import __version__
+from .kernels.formats import STORAGES
 
 try:
     import typer
@@ -28,7 +33,7 @@ app = typer.Typer(
 )
 
 OPTIMIZERS = "Names in any case, with commas or repeated; all if not given"
-STORAGES = "Storages, with commas or repeated; all if not given: {storages}."
+DTYPES = f"Storages, with commas or repeated; all if not given: {', '.join(STORAGES)}."
 
 
 def main() -> None:
@@ -40,8 +45,6 @@ def main() -> None:
 def options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
     """Options of the program itself."""
     if version:
-        from rlx_gpu import __version__
-
         typer.echo(f"rlx-gpu {__version__}")
         raise typer.Exit
 
@@ -74,15 +77,10 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 50,
 ) -> None:
     """Train a small byte-level GPT on Python's own sources; end with a loss curve, a table and a sample of text."""
-    try:
-        from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
-        from rlx_gpu.train.plan import Request
-        from rlx_gpu.train.session import run_session
-    except ModuleNotFoundError as error:
-        fail(
-            f"training needs {(error.name or '').split('.')[0]}, which is not installed: pip install 'rlx-gpu[train]'",
-            code=1,
-        )
+    with needs_named("training", "'rlx-gpu[train]'"):
+        from .train.config import ModelConfig, TrainConfig, TrainError
+        from .train.plan import Request
+        from .train.session import run_session
     program = ["rlx-gpu"] if shutil.which("rlx-gpu") else [sys.executable, "-m", "rlx_gpu"]
     command = [*program, *(argument for argument in sys.argv[1:] if argument not in ("--resume", "--overwrite"))]
     try:
@@ -96,7 +94,7 @@ def train(
             state_dtype=state_dtype,
             model=ModelConfig(context=context, width=width, layers=layers),
         )
-        request = Request(optimizer, choices, out, device, data, resume, overwrite, checkpoint_every)
+        request = Request(choices, out, device, data, resume, overwrite, checkpoint_every)
         raise typer.Exit(run_session(request, shlex.join(command)))
     except TrainError as error:
         fail(str(error), code=2)
@@ -105,45 +103,28 @@ def train(
 @app.command()
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False) -> None:
     """Show versions and devices, which path a tensor would take, and what is wrong if something is."""
-    from rlx_gpu.doctor import run
+    from .doctor import run
 
     raise typer.Exit(run(as_json))
 
 
-class NamesStorages(typer.core.TyperCommand):
-    """A command whose help names the storages, which are looked up when it is shown: that needs NumPy."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the help."""
-        try:
-            from rlx_gpu.compile_variants import STORAGES as storages
-        except ModuleNotFoundError:
-            storages = {}
-        for option in self.params:
-            if isinstance(option, typer.core.TyperOption) and option.name == "dtype":
-                option.help = STORAGES.format(storages=", ".join(storages) or "storages")
-        super().format_help(ctx, formatter)
-
-
-@app.command(cls=NamesStorages)
+@app.command()
 def kernels(
     arch: Annotated[str, typer.Option(help="The architecture to compile for; no GPU is needed.")] = "sm_90",
     optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}, and the kernels that serve all.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help=STORAGES)] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=DTYPES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Compile every kernel variant and show its registers, spills, vector width and bytes per parameter."""
-    try:
-        from rlx_gpu.compile_report import run
-    except ModuleNotFoundError as error:
-        fail(f"kernels needs {error.name}, which is not installed: pip install {error.name}", code=1)
+    with needs_named("kernels"):
+        from .compiled.report import run
     raise typer.Exit(run(arch, optimizer or (), dtype or (), as_json))
 
 
-@app.command(cls=NamesStorages)
+@app.command()
 def parity(
     optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}; each in every variant.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help=STORAGES)] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help=DTYPES)] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -155,10 +136,8 @@ def parity(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Run every kernel here, on the GPU if there is one, and hold parameters and state to the float64 reference."""
-    try:
-        from rlx_gpu.parity.report import run
-    except ModuleNotFoundError as error:
-        fail(f"parity needs {error.name}, which is not installed: pip install {error.name}", code=1)
+    with needs_named("parity"):
+        from .parity.report import run
     raise typer.Exit(run(optimizer or (), dtype or (), shapes, steps, as_json))
 
 
@@ -175,10 +154,8 @@ class Benches(typer.core.TyperGroup):
         """The command, or None if there is none of this name."""
         if name not in self.NAMES:
             return None
-        try:
+        with needs_named("this bench", "'rlx-gpu[train]'"):
             module = importlib.import_module(f"rlx_gpu.bench.{name}")
-        except ModuleNotFoundError as error:
-            fail(f"this bench needs {error.name}, which is not installed: pip install 'rlx-gpu[train]'", code=1)
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name)(module.main)
         return typer.main.get_command(single)
@@ -191,6 +168,16 @@ app.add_typer(bench, name="bench")
 @bench.callback()
 def benches() -> None:
     """Measure steps beside other packages', and record what was measured on which machine."""
+
+
+@contextmanager
+def needs_named(what: str, extra: str = "") -> Iterator[None]:
+    """Where a package is missing, say which, and how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        fail(f"{what} needs {missing}, which is not installed: pip install {extra or missing}", code=1)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -32,8 +32,8 @@ def hutchinson(
         ]
         if not used:
             return [torch.zeros_like(param) for param in params]
-        product = torch.stack([(grad * sign).sum() for grad, sign in used]).sum()
-        curvature = torch.autograd.grad(product, params, allow_unused=True)
+        outputs, vectors = zip(*used, strict=True)
+        curvature = torch.autograd.grad(outputs, params, vectors, allow_unused=True)
     return [
         torch.zeros_like(param) if column is None else (sign * column).detach()
         for param, sign, column in zip(params, signs, curvature, strict=True)

@@ -10,10 +10,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from . import reference
-from .dispatch import runs_kernels
-from .layout import is_dense
+from .engine.devices import runs_kernels
+from .engine.memory import is_dense
+from .engine.state import PARAM_DTYPES
 from .reference.norms import MAX_NORM
-from .state import PARAM_DTYPES
 
 
 def l2_norm(x: Any) -> Any:
@@ -31,7 +31,7 @@ def l2_norm(x: Any) -> Any:
     """
     if isinstance(x, np.ndarray):
         return reference.l2_norm(x)
-    return _squares([_tensor(x)])[0].sqrt()
+    return _squares([_tensor(x)]).sqrt()
 
 
 def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
@@ -57,7 +57,7 @@ def global_grad_clip_scale(grads: Iterable[Any], max_norm: float) -> Any:
         raise TypeError("expected gradients, got parameters; pass (p.grad for p in parameters)")
     if all(isinstance(grad, np.ndarray) for grad in present):
         return reference.global_grad_clip_scale(present, max_norm)
-    norm = _squares([_tensor(grad) for grad in present])[0].sqrt()
+    norm = _squares([_tensor(grad) for grad in present]).sqrt()
     return torch.where(norm > max_norm, max_norm / norm, torch.ones_like(norm))
 
 
@@ -72,19 +72,17 @@ def _tensor(x: Any) -> torch.Tensor:
 
 
 def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """float32 [2] on the first tensor's device: sum of squares of finite entries, count of the others."""
+    """The sum of squares of finite entries, float32 and 0-d on the first tensor's device."""
     device = tensors[0].device
-    has_codec = [runs_kernels(tensor.device) and tensor.dtype in PARAM_DTYPES for tensor in tensors]
-    kernels = [tensor for tensor, own in zip(tensors, has_codec, strict=True) if own]
-    others = [tensor for tensor, own in zip(tensors, has_codec, strict=True) if not own]
-    total = torch.zeros(2, dtype=torch.float32, device=device)
-    for tensor in others:
-        values = tensor.to(torch.float64)
-        finite = torch.isfinite(values)
-        square = torch.where(finite, values, 0.0).square().sum()
-        total += torch.stack([square, (~finite).sum().to(torch.float64)]).to(device, torch.float32)
-    if kernels:
-        from .launch import squared_norm
+    total = torch.zeros((), dtype=torch.float32, device=device)
+    with_codec = []
+    for tensor in tensors:
+        if runs_kernels(tensor.device) and tensor.dtype in PARAM_DTYPES:
+            with_codec.append(tensor)
+        else:
+            total += tensor.double().nan_to_num(0.0, 0.0, 0.0).square().sum().to(device, torch.float32)
+    if with_codec:
+        from .engine.norms import squared_norm
 
-        total += squared_norm(kernels, device)
+        total += squared_norm(with_codec, device)[0]
     return total

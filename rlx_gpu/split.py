@@ -44,9 +44,7 @@ def split_parameters(model: torch.nn.Module | Iterable[tuple[str, torch.Tensor]]
         outer = set()
     named: list[tuple[str, torch.Tensor]] = [*model]
     if not all(_is_named(item) for item in named):
-        raise TypeError(
-            "split_parameters: expected a module or its named_parameters(), got items that are no such pairs"
-        )
+        raise TypeError("split_parameters: expected a module or its named_parameters(), got items of another kind")
     hidden = [
         (name, param) for name, param in named if param.ndim > 1 and id(param) not in outer and not _OUTER.search(name)
     ]

@@ -9,7 +9,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
-from .reference.hyper import Hyper, resolve, scaled
+from .reference.hyper import Hyper, resolve
 from .reference.matrices import has_fallback
 
 
@@ -36,8 +36,18 @@ class Algorithm:
 
     @cached_property
     def rules(self) -> ModuleType:
-        """The module of `rlx_gpu.kernels.rules`: `select` and `SPECS`. Needs Triton."""
+        """The module of `rlx_gpu.kernels.rules`: `SPECS`, and `select` where there is a choice. Needs Triton."""
         return importlib.import_module(f"rlx_gpu.kernels.rules.{self.name.lower()}")
+
+    def select(self, hyper: Mapping[str, Any], ndim: int) -> Any:
+        """The rule of a parameter with so many dimensions; the first of `SPECS` unless the rules' module chooses."""
+        choose = getattr(self.rules, "select", None)
+        return choose(hyper, ndim) if choose else self.rules.SPECS[0]
+
+    @property
+    def matrix_bucket(self) -> Any:
+        """The driver of whole matrices; loaded by name, as it is built on the engine that asks for it."""
+        return importlib.import_module("rlx_gpu.matrix.bucket").MatrixBucket
 
     @property
     def hyperparameters(self) -> tuple[Hyper, ...]:
@@ -63,6 +73,18 @@ class Algorithm:
         return hyper
 
     @property
+    def scalar_slots(self) -> tuple[str, ...]:
+        """The slots of one float64 number per parameter (a running product), the step apart."""
+        slots: tuple[str, ...] = getattr(self.reference, "SCALAR_SLOTS", ())
+        return slots
+
+    @property
+    def full_slots(self) -> tuple[str, ...]:
+        """The slots that are kept in full precision, whatever format the state has."""
+        slots: tuple[str, ...] = getattr(self.reference, "FULL_PRECISION_SLOTS", ())
+        return slots
+
+    @property
     def of_matrices(self) -> bool:
         """Whether it treats matrices apart, and everything else by a fallback."""
         return has_fallback(self.reference)
@@ -70,13 +92,8 @@ class Algorithm:
     @property
     def memory_doc(self) -> str:
         """The section of a docstring about memory beyond the state; empty if there is nothing to say."""
-        return (
-            f"\n\nMemory beyond the state, while a step runs on a GPU:\n    {self.workspace}" if self.workspace else ""
-        )
-
-    def scaled(self, hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
-        """The hyperparameters of a parameter with this `lr_scale`; without an lr the rule applies the scale itself."""
-        return scaled(hyper, scale)
+        title = "\n\nMemory beyond the state, while a step runs on a GPU:\n    "
+        return title + self.workspace if self.workspace else ""
 
 
 _ALGORITHMS = (

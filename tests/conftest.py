@@ -17,7 +17,7 @@ import torch
 
 torch.set_num_threads(1)  # tiny tensors; two threads only wait for each other
 if not GPU_LANE:
-    from rlx_gpu import interpreter
+    from rlx_gpu.engine import interpreter
 
     interpreter.repair()
 
@@ -49,7 +49,8 @@ def path(request, monkeypatch):
 
     The test must step at least once, and fails if another path ran than the one it names.
     """
-    from rlx_gpu import dispatch, launch
+    from rlx_gpu.engine import devices as dispatch
+    from rlx_gpu.engine import launch
 
     if request.param == "reference":
         monkeypatch.setattr(dispatch, "interpreted", lambda: False)

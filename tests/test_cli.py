@@ -17,7 +17,7 @@ from processes import python, user_environment
 from typer.testing import CliRunner, Result
 
 from rlx_gpu.cli import app
-from rlx_gpu.compile_variants import STORAGES
+from rlx_gpu.kernels.formats import STORAGES
 from rlx_gpu.table import TABLE
 from rlx_gpu.train.checkpoint import load_checkpoint
 

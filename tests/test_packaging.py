@@ -38,7 +38,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> set[str]:
-    """Every Python file of the package, as it must be named in a distribution."""
+    """Every Python file and type stub of the package, as it must be named in a distribution."""
     linked = [ROOT / name for name in LINKED]
     own = [file.relative_to(ROOT) for file in python_files(ROOT / "rlx_gpu")]
     own += [Path("rlx_gpu") / file.relative_to(ROOT) for folder in linked for file in python_files(folder)]
@@ -47,7 +47,8 @@ def sources() -> set[str]:
 
 def python_files(folder: Path) -> list[Path]:
     """All below a folder, without following links."""
-    return [Path(place) / name for place, _, names in os.walk(folder) for name in names if name.endswith(".py")]
+    found = [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    return [path for path in found if path.suffix in (".py", ".pyi")]
 
 
 def test_links_are_relative() -> None:

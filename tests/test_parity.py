@@ -15,13 +15,13 @@ from processes import user_environment
 from typer.testing import CliRunner, Result
 
 from rlx_gpu.cli import app
-from rlx_gpu.compile_variants import STORAGES
+from rlx_gpu.kernels.formats import STORAGES
 from rlx_gpu.parity.cases import DEFAULT_SHAPES, parse_shapes, places, tensor_of
 from rlx_gpu.parity.intervals import distance, nearest, stochastic
 from rlx_gpu.parity.outcome import Error, Outcome
 from rlx_gpu.parity.storages import find_storages
 from rlx_gpu.parity.trial import run_trial
-from rlx_gpu.parity.variants import COMMON, Variant, find_algorithms, variants
+from rlx_gpu.parity.variants import Variant, find_algorithms, variants
 from rlx_gpu.reference.formats import FORMATS, round_to, stochastic_bfloat16
 from rlx_gpu.table import TABLE
 
@@ -120,34 +120,6 @@ class TestShapes:
         np.testing.assert_array_equal(flat[torch.from_numpy(places(tensor))].numpy(), values)
 
 
-class TestVariants:
-    @pytest.mark.parametrize("algorithm", TABLE.values(), ids=lambda algorithm: algorithm.name)
-    def test_every_rule_runs(self, algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        from rlx_gpu.kernels import elementwise, factored
-
-        ran = set()
-        for driver in (elementwise, factored):
-
-            def spy(spec: Any, *others: Any, constants: Any = driver.constants) -> Any:
-                ran.add(spec.name)
-                return constants(spec, *others)
-
-            monkeypatch.setattr(driver, "constants", spy)
-        (storage,) = find_storages(["float32"])
-        for variant in variants(algorithm):
-            assert not run_trial(variant, storage, parse_shapes("3,4x3,2x3x4"), 2, CPU).failures, variant.label
-        assert {spec.name for spec in algorithm.rules.SPECS} <= ran
-
-    def test_switches_turn_and_exclude_each_other(self) -> None:
-        labels = {name: [variant.label for variant in variants(TABLE[name])] for name in ("SGD", "NAdamW", "Adafactor")}
-        assert labels["NAdamW"] == ["", "momentum_decay=0.9"] and labels["Adafactor"] == ["", "lr=None"]
-        assert "momentum=0.9, nesterov=True" in labels["SGD"] and "nesterov=True" not in labels["SGD"]
-
-    @pytest.mark.parametrize("algorithm", TABLE.values(), ids=lambda algorithm: algorithm.name)
-    def test_decay_is_always_on(self, algorithm: Any) -> None:
-        assert all(variant.hyper["weight_decay"] == COMMON["weight_decay"] for variant in variants(algorithm))
-
-
 class TestIntervals:
     @pytest.fixture
     def values(self) -> Any:
@@ -239,8 +211,10 @@ class TestWrongKernels:
 
     def test_nan_is_null_in_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = TABLE["Lion"].rules.SPECS[0]
-        broken = dataclasses.replace(plain, scalars=lambda *given: (float("nan"), *plain.scalars(*given)[1:]))
-        monkeypatch.setattr(TABLE["Lion"].rules, "select", lambda hyper, ndim: broken)
+        row = dataclasses.replace(plain.row, inputs=("nan", "betas"))  # in the place of weight_decay
+        monkeypatch.setattr(TABLE["Lion"].rules, "SPECS", (dataclasses.replace(plain, row=row),))
+        hypers = type(row).hypers
+        monkeypatch.setattr(type(row), "hypers", lambda self, hyper: hypers(self, {**hyper, "nan": float("nan")}))
         result = parity("--optimizer", "lion", "--shapes", "5", "--dtype", "float32", "--json")
         assert result.exit_code == 1
         (row,) = rows(result)

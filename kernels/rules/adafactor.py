@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
-from ..arithmetic import divide, moving_average, square_root
-from ..spec import Counters, FactoredSpec, Hyper, Pass, RuleSpec
+from ..arithmetic import at_least, divide, moving_average, square_root
+from ..spec import FactoredSpec, Hyper, Pass, Row, RuleSpec
 
 
 @triton.jit
 def square(grad, hyper):
     """g² + eps1."""
-    return grad * grad + hyper[2]
+    beta2, gain2, eps1, eps2, clip_threshold, lr, relative_lr, weight_decay = hyper
+    return grad * grad + eps1
 
 
 @triton.jit
 def accumulate(variance, mean_square, hyper):
     """V ← β2_t V + (1−β2_t)·(the mean of) g² + eps1."""
-    return moving_average(variance, mean_square, hyper[0], hyper[1])
+    beta2, gain2, eps1, eps2, clip_threshold, lr, relative_lr, weight_decay = hyper
+    return moving_average(variance, mean_square, beta2, gain2)
 
 
 @triton.jit
@@ -48,12 +48,9 @@ def update(param, direction, direction_sq, param_sq, numel, hyper):
     beta2, gain2, eps1, eps2, clip_threshold, lr, relative_lr, weight_decay = hyper
     excess = divide(square_root(divide(direction_sq, numel)), clip_threshold)
     param_rms = square_root(divide(param_sq, numel))
-    # Comparisons written so that a NaN comes through.
-    divisor = tl.where(excess <= 1.0, 1.0, excess)
-    relative = relative_lr * tl.where(param_rms <= eps2, eps2, param_rms)
-    alpha = tl.where(relative_lr == 0.0, lr, relative)
+    alpha = tl.where(relative_lr == 0.0, lr, relative_lr * at_least(param_rms, eps2))
     # One division instead of one an element.
-    return param - alpha * (direction * divide(1.0, divisor) + weight_decay * param)
+    return param - alpha * (direction * divide(1.0, at_least(excess, 1.0)) + weight_decay * param)
 
 
 @triton.jit
@@ -67,26 +64,28 @@ def variance_rule(param, grad, state, hyper):
 @triton.jit
 def variance_update_rule(param, grad, state, hyper):
     """Second pass: u again from the stored V."""
-    new_param = update(param, direction(grad, state[0]), hyper[8], hyper[9], hyper[10], hyper[:8])
-    return new_param, state
+    beta2, gain2, eps1, eps2, clip_threshold, lr, relative_lr, weight_decay, direction_sq, param_sq, numel = hyper
+    row = (beta2, gain2, eps1, eps2, clip_threshold, lr, relative_lr, weight_decay)
+    return update(param, direction(grad, state[0]), direction_sq, param_sq, numel, row), state
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
+@triton.jit
+def scalars(hyper, step, counters):
     """(β2_t, 1−β2_t, eps1, eps2, clip_threshold, lr, relative lr, λ); one of the two rates is 0."""
-    gain2 = float(step) ** hyper["beta2_decay"]
-    lr, relative_lr = hyper["lr"], 0.0
-    if lr is None:
-        lr, relative_lr = 0.0, hyper["lr_scale"] * min(1e-2, 1.0 / math.sqrt(step))
-    return 1.0 - gain2, gain2, *hyper["eps"], hyper["clip_threshold"], lr, relative_lr, hyper["weight_decay"]
+    lr, weight_decay, beta2_decay, eps1, eps2, clip_threshold, most = hyper
+    gain2 = tl.exp(beta2_decay * tl.log(step))
+    bound = 1.0 / tl.sqrt(step)
+    relative_lr = tl.where(lr < 0.0, -lr * tl.where(bound < most, bound, most), 0.0)
+    given_lr = tl.where(lr < 0.0, 0.0, lr)
+    return (1.0 - gain2, gain2, eps1, eps2, clip_threshold, given_lr, relative_lr, weight_decay), counters
 
 
-VARIANCE = RuleSpec(
-    "adafactor_variance",
-    ("variance",),
-    (Pass(variance_rule, ("variance",), sums=2), Pass(variance_update_rule, ("param",))),
-    scalars,
-)
-FACTORED = FactoredSpec("adafactor", square, factored_accumulate, factored_direction, update, scalars)
+NAMES = ("beta2", "gain2", "eps1", "eps2", "clip_threshold", "lr", "relative_lr", "weight_decay")
+INPUTS = ("weight_decay", "beta2_decay", "eps", "clip_threshold")
+ROW = Row(NAMES, INPUTS, scalars, constants=(1e-2,))
+_PASSES = (Pass(variance_rule, ("variance",), sums=2), Pass(variance_update_rule, ("param",)))
+VARIANCE = RuleSpec("adafactor_variance", ("variance",), _PASSES, ROW)
+FACTORED = FactoredSpec("adafactor", square, factored_accumulate, factored_direction, update, ROW)
 SPECS = (FACTORED, VARIANCE)
 
 

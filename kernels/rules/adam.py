@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
 
+from ..arithmetic import at_least
 from ..spec import Hyper, Pass, RuleSpec
-from .moments import adam_direction, adam_scalars, update_moments
+from .moments import ADAM_ROW, adam_direction, update_moments
 
 
 @triton.jit
@@ -21,27 +22,21 @@ def adam_rule(param, grad, state, hyper):
 
 
 @triton.jit
-def larger(previous, current):
-    """Elementwise maximum that lets a NaN in `current` through."""
-    return tl.where(previous >= current, previous, current)
-
-
-@triton.jit
 def adam_amsgrad_rule(param, grad, state, hyper):
     """Adam with the largest v so far in place of v."""
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
     lr, weight_decay, eps, beta1, gain1, beta2, gain2, correction1, correction2 = hyper
     grad = grad + weight_decay * param
     exp_avg, exp_avg_sq = update_moments(exp_avg, exp_avg_sq, grad, beta1, gain1, beta2, gain2)
-    max_exp_avg_sq = larger(max_exp_avg_sq, exp_avg_sq)
+    max_exp_avg_sq = at_least(exp_avg_sq, max_exp_avg_sq)
     update = adam_direction(exp_avg, max_exp_avg_sq, correction1, correction2, eps)
     return param - lr * update, (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MAXIMA = (*MOMENTS, "max_exp_avg_sq")
-PLAIN = RuleSpec("adam", MOMENTS, (Pass(adam_rule, ("param", *MOMENTS)),), adam_scalars)
-AMSGRAD = RuleSpec("adam_amsgrad", MAXIMA, (Pass(adam_amsgrad_rule, ("param", *MAXIMA)),), adam_scalars)
+PLAIN = RuleSpec("adam", MOMENTS, (Pass(adam_rule, ("param", *MOMENTS)),), ADAM_ROW)
+AMSGRAD = RuleSpec("adam_amsgrad", MAXIMA, (Pass(adam_amsgrad_rule, ("param", *MAXIMA)),), ADAM_ROW)
 SPECS = (PLAIN, AMSGRAD)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
 
+from ..arithmetic import at_least
 from ..spec import Hyper, Pass, RuleSpec
-from .adam import MAXIMA, MOMENTS, larger
-from .moments import adam_direction, adam_scalars, update_moments
+from .adam import MAXIMA, MOMENTS
+from .moments import ADAM_ROW, adam_direction, update_moments
 
 
 @triton.jit
@@ -26,13 +27,13 @@ def adamw_amsgrad_rule(param, grad, state, hyper):
     exp_avg, exp_avg_sq, max_exp_avg_sq = state
     lr, weight_decay, eps, beta1, gain1, beta2, gain2, correction1, correction2 = hyper
     exp_avg, exp_avg_sq = update_moments(exp_avg, exp_avg_sq, grad, beta1, gain1, beta2, gain2)
-    max_exp_avg_sq = larger(max_exp_avg_sq, exp_avg_sq)
+    max_exp_avg_sq = at_least(exp_avg_sq, max_exp_avg_sq)
     update = adam_direction(exp_avg, max_exp_avg_sq, correction1, correction2, eps)
     return param - lr * (update + weight_decay * param), (exp_avg, exp_avg_sq, max_exp_avg_sq)
 
 
-PLAIN = RuleSpec("adamw", MOMENTS, (Pass(adamw_rule, ("param", *MOMENTS)),), adam_scalars)
-AMSGRAD = RuleSpec("adamw_amsgrad", MAXIMA, (Pass(adamw_amsgrad_rule, ("param", *MAXIMA)),), adam_scalars)
+PLAIN = RuleSpec("adamw", MOMENTS, (Pass(adamw_rule, ("param", *MOMENTS)),), ADAM_ROW)
+AMSGRAD = RuleSpec("adamw_amsgrad", MAXIMA, (Pass(adamw_amsgrad_rule, ("param", *MAXIMA)),), ADAM_ROW)
 SPECS = (PLAIN, AMSGRAD)
 
 

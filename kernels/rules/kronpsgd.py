@@ -1,45 +1,31 @@
-"""KronPSGD (Li 2018): what the host decides of a step; the matrices' part is a routine on batches."""
+"""KronPSGD (Li 2018): what a step reads; the matrices' part is a routine on batches."""
 
 from __future__ import annotations
 
-import math
+import triton
+import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
 
-from ..spec import Counters, Hyper, MatrixSpec
-from .matrices import is_matrix
-
-COUNTERS = {"update_credit": 0.0, "update_count": 0.0}
-
-
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    """(lr, λ); the credit grows by clamp(e^(−0.001(t−500)), 0.03, 1) and at 1 pays for an update of the factors."""
-    credit = counters["update_credit"] + min(max(math.exp(-0.001 * (step - 500)), 0.03), 1.0)
-    due = credit >= 1
-    counters["update_credit"] = credit - due
-    counters["update_count"] += due
-    return hyper["lr"], hyper["weight_decay"]
+from ..arithmetic import power
+from ..spec import Hyper, MatrixSpec, Row
+from .matrices import APPLY, GATHER, is_matrix
 
 
+@triton.jit
+def scalars(hyper, step, counters):
+    """(lr, λ, 1 − βᵗ)."""
+    lr, weight_decay, momentum = hyper
+    return (lr, weight_decay, 1.0 - power(momentum, step)), counters
+
+
+ROW = Row(("lr", "weight_decay", "bias_correction"), ("weight_decay", "momentum"), scalars)
 BOUNDS = ("left_lipschitz", "right_lipschitz")
-KRON = MatrixSpec(
-    "kronpsgd",
-    "kron",
-    ("exp_avg", "left_factor", "right_factor", *BOUNDS),
-    scalars,
-    scheduled=True,
-    numbers=BOUNDS,
-    counters=COUNTERS,
-)
+SLOTS = ("exp_avg", "left_factor", "right_factor", *BOUNDS)
+FLAT_SLOTS = ("exp_avg", "factor", "lipschitz")
+KRON = MatrixSpec("kronpsgd", "kron", SLOTS, ROW, GATHER, APPLY, scheduled=True, numbers=BOUNDS)
 DIAGONAL = MatrixSpec(
-    "kronpsgd_diagonal",
-    "kron",
-    ("exp_avg", "factor", "lipschitz"),
-    scalars,
-    scheduled=True,
-    flat=True,
-    numbers=("lipschitz",),
-    counters=COUNTERS,
+    "kronpsgd_diagonal", "kron", FLAT_SLOTS, ROW, GATHER, APPLY, scheduled=True, flat=True, numbers=("lipschitz",)
 )
-SPECS = ()
+SPECS = (KRON, DIAGONAL)
 
 
 def select(hyper: Hyper, ndim: int) -> MatrixSpec:

@@ -6,9 +6,9 @@ import triton
 import triton.language as tl
 
 from ..arithmetic import divide, square_root
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..spec import Pass, Row, RuleSpec
 from .adam import MOMENTS
-from .moments import adam_direction, corrections, moment_scalars, update_moments
+from .moments import ADAM_NAMES, adam_direction, corrections, update_moments
 
 
 @triton.jit
@@ -38,18 +38,17 @@ def lamb_update_rule(param, grad, state, hyper):
     return param - lr * trust * update, (exp_avg, exp_avg_sq)
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    betas = hyper["betas"]
-    correction = corrections(betas, step) if hyper["bias_correction"] else (1.0, 1.0)
-    return hyper["lr"], hyper["weight_decay"], hyper["eps"], *moment_scalars(betas), *correction
+@triton.jit
+def scalars(hyper, step, counters):
+    """As Adam's row has them, the corrections 1 without bias correction."""
+    lr, weight_decay, eps, beta1, beta2, bias_correction = hyper
+    correction1, correction2 = corrections(beta1, beta2, step)
+    correction1 = tl.where(bias_correction != 0.0, correction1, 1.0)
+    correction2 = tl.where(bias_correction != 0.0, correction2, 1.0)
+    return (lr, weight_decay, eps, beta1, 1.0 - beta1, beta2, 1.0 - beta2, correction1, correction2), counters
 
 
-SPEC = RuleSpec(
-    "lamb", MOMENTS, (Pass(lamb_moments_rule, MOMENTS, sums=2), Pass(lamb_update_rule, ("param",))), scalars
-)
+ROW = Row(ADAM_NAMES, ("weight_decay", "eps", "betas", "bias_correction"), scalars)
+_UPDATE = Pass(lamb_update_rule, ("param",), reads=("param", *MOMENTS))
+SPEC = RuleSpec("lamb", MOMENTS, (Pass(lamb_moments_rule, MOMENTS, sums=2), _UPDATE), ROW)
 SPECS = (SPEC,)
-
-
-def select(hyper: Hyper, ndim: int) -> RuleSpec:
-    """The only variant."""
-    return SPEC

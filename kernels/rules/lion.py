@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 
 from ..arithmetic import moving_average
-from ..spec import Counters, Hyper, Pass, RuleSpec
-from .moments import moment_scalars
+from ..spec import Pass, Row, RuleSpec
 
 
 @triton.jit
@@ -25,14 +24,12 @@ def lion_rule(param, grad, state, hyper):
     return param - lr * (update + weight_decay * param), (moving_average(exp_avg, grad, beta2, gain2),)
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    return hyper["lr"], hyper["weight_decay"], *moment_scalars(hyper["betas"])
+@triton.jit
+def scalars(hyper, step, counters):
+    """(lr, λ, β1, 1−β1, β2, 1−β2)."""
+    lr, weight_decay, beta1, beta2 = hyper
+    return (lr, weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2), counters
 
 
-SPEC = RuleSpec("lion", ("exp_avg",), (Pass(lion_rule, ("param", "exp_avg")),), scalars)
-SPECS = (SPEC,)
-
-
-def select(hyper: Hyper, ndim: int) -> RuleSpec:
-    """The only variant."""
-    return SPEC
+ROW = Row(("lr", "weight_decay", "beta1", "gain1", "beta2", "gain2"), ("weight_decay", "betas"), scalars)
+SPECS = (RuleSpec("lion", ("exp_avg",), (Pass(lion_rule, ("param", "exp_avg")),), ROW),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
 
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..spec import Hyper, Pass, Row, RuleSpec
 
 
 @triton.jit
@@ -17,21 +17,20 @@ def gather_rule(param, grad, state, hyper):
 @triton.jit
 def apply_rule(param, grad, state, hyper):
     """θ ← θ − lr(U + λθ), in a launch whose gradient is not used."""
-    return param - hyper[0] * (state[0] + hyper[1] * param), state
+    (direction,) = state
+    lr, weight_decay = hyper
+    return param - lr * (direction + weight_decay * param), state
 
 
-def no_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    return ()
-
-
-def apply_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    """(lr, λ)."""
-    return hyper["lr"], hyper["weight_decay"]
-
-
-GATHER = RuleSpec("gather", (), (Pass(gather_rule, ("param",)),), no_scalars)
-APPLY = RuleSpec("apply", ("direction",), (Pass(apply_rule, ("param",)),), apply_scalars)
-SPECS = (GATHER, APPLY)
+IN_WORKSPACE = (("param", "workspace"),)
+GATHER = RuleSpec("gather", (), (Pass(gather_rule, ("param",), reads=("grad",)),), Row(()), offsets=IN_WORKSPACE)
+APPLY = RuleSpec(
+    "apply",
+    ("direction",),
+    (Pass(apply_rule, ("param",), reads=("param", "direction")),),
+    Row(("lr", "weight_decay")),
+    offsets=(("direction", "workspace"),),
+)
 
 
 def is_matrix(hyper: Hyper, ndim: int) -> bool:

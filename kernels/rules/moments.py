@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
+import triton.language as tl
 
-from ..arithmetic import divide, moving_average, square_root
-from ..spec import Counters, Hyper
+from ..arithmetic import divide, moving_average, power, square_root
+from ..spec import Row
 
 
 @triton.jit
@@ -23,19 +21,20 @@ def adam_direction(exp_avg, exp_avg_sq, correction1, correction2, eps):
     return divide(exp_avg * correction1, square_root(exp_avg_sq) * correction2 + eps)
 
 
-def moment_scalars(betas: tuple[float, float]) -> tuple[float, ...]:
-    """(β1, 1−β1, β2, 1−β2)."""
-    beta1, beta2 = betas
-    return beta1, 1.0 - beta1, beta2, 1.0 - beta2
-
-
-def corrections(betas: tuple[float, float], step: int) -> tuple[float, float]:
+@triton.jit
+def corrections(beta1, beta2, step):
     """(1/bc1, 1/√bc2) of Adam at this step."""
-    beta1, beta2 = betas
-    return 1.0 / (1.0 - beta1**step), 1.0 / math.sqrt(1.0 - beta2**step)
+    return 1.0 / (1.0 - power(beta1, step)), 1.0 / tl.sqrt(1.0 - power(beta2, step))
 
 
-def adam_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    """(lr, λ, eps, β1, 1−β1, β2, 1−β2, 1/bc1, 1/√bc2)."""
-    betas = hyper["betas"]
-    return hyper["lr"], hyper["weight_decay"], hyper["eps"], *moment_scalars(betas), *corrections(betas, step)
+@triton.jit
+def adam_scalars(hyper, step, counters):
+    """As Adam's row has them."""
+    lr, weight_decay, eps, beta1, beta2 = hyper
+    correction1, correction2 = corrections(beta1, beta2, step)
+    return (lr, weight_decay, eps, beta1, 1.0 - beta1, beta2, 1.0 - beta2, correction1, correction2), counters
+
+
+# gain = 1 − β, correction1 = 1/bc1, correction2 = 1/√bc2
+ADAM_NAMES = ("lr", "weight_decay", "eps", "beta1", "gain1", "beta2", "gain2", "correction1", "correction2")
+ADAM_ROW = Row(ADAM_NAMES, ("weight_decay", "eps", "betas"), adam_scalars)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..arithmetic import divide, square_root
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..arithmetic import divide, power, square_root
+from ..spec import Pass, Row, RuleSpec
 from .adam import MOMENTS
-from .moments import moment_scalars, update_moments
+from .moments import ADAM_NAMES, update_moments
 
 
 @triton.jit
@@ -25,17 +25,15 @@ def qhadamw_rule(param, grad, state, hyper):
     return param - lr * (update + weight_decay * param), (exp_avg, exp_avg_sq)
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
+@triton.jit
+def scalars(hyper, step, counters):
     """Folds the bias corrections into ν1 and ν2."""
-    (beta1, beta2), (nu1, nu2) = hyper["betas"], hyper["nus"]
-    weights = (nu1 / (1.0 - beta1**step), 1.0 - nu1, nu2 / (1.0 - beta2**step), 1.0 - nu2)
-    return hyper["lr"], hyper["weight_decay"], hyper["eps"], *moment_scalars(hyper["betas"]), *weights
+    lr, weight_decay, eps, beta1, beta2, nu1, nu2 = hyper
+    moments = (lr, weight_decay, eps, beta1, 1.0 - beta1, beta2, 1.0 - beta2)
+    avg_weight, sq_weight = nu1 / (1.0 - power(beta1, step)), nu2 / (1.0 - power(beta2, step))
+    return moments + (avg_weight, 1.0 - nu1, sq_weight, 1.0 - nu2), counters
 
 
-SPEC = RuleSpec("qhadamw", MOMENTS, (Pass(qhadamw_rule, ("param", *MOMENTS)),), scalars)
-SPECS = (SPEC,)
-
-
-def select(hyper: Hyper, ndim: int) -> RuleSpec:
-    """The only variant."""
-    return SPEC
+NAMES = (*ADAM_NAMES[:7], "avg_weight", "grad_weight", "sq_weight", "grad_sq_weight")
+ROW = Row(NAMES, ("weight_decay", "eps", "betas", "nus"), scalars)
+SPECS = (RuleSpec("qhadamw", MOMENTS, (Pass(qhadamw_rule, ("param", *MOMENTS)),), ROW),)

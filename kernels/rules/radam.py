@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import triton
 import triton.language as tl
 
-from ..arithmetic import divide, square_root
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..arithmetic import divide, power, square_root
+from ..spec import Pass, Row, RuleSpec
 from .adam import MOMENTS
-from .moments import moment_scalars, update_moments
+from .moments import update_moments
 
 
 @triton.jit
 def radam_rule(param, grad, state, hyper):
-    """g ← g + λθ; θ ← θ − lr·a·m/(b√v + c); the host sets b = 0 and c = 1 while the variance is intractable."""
+    """g ← g + λθ; θ ← θ − lr·a·m/(b√v + c); b = 0 and c = 1 while the variance is intractable."""
     exp_avg, exp_avg_sq = state
     lr, weight_decay, beta1, gain1, beta2, gain2, avg_weight, root_weight, offset = hyper
     grad = grad + weight_decay * param
@@ -26,24 +24,22 @@ def radam_rule(param, grad, state, hyper):
     return param - lr * update, (exp_avg, exp_avg_sq)
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
+@triton.jit
+def scalars(hyper, step, counters):
     """Rectifies from the first step at which ρ_t > 4."""
-    beta1, beta2 = hyper["betas"]
-    bias_correction1, bias_correction2 = 1.0 - beta1**step, 1.0 - beta2**step
+    lr, weight_decay, eps, beta1, beta2 = hyper
+    bias_correction1, bias_correction2 = 1.0 - power(beta1, step), 1.0 - power(beta2, step)
     rho_limit = 2.0 / (1.0 - beta2) - 1.0
-    rho = rho_limit - 2.0 * step * beta2**step / bias_correction2
-    weights = (1.0 / bias_correction1, 0.0, 1.0)
-    if rho > 4.0:
-        excess = (rho - 4.0) * (rho - 2.0) * rho_limit
-        rectification = math.sqrt(excess / ((rho_limit - 4.0) * (rho_limit - 2.0) * rho))
-        weights = (rectification / bias_correction1, 1.0 / math.sqrt(bias_correction2), hyper["eps"])
-    return hyper["lr"], hyper["weight_decay"], *moment_scalars(hyper["betas"]), *weights
+    rho = rho_limit - 2.0 * step * power(beta2, step) / bias_correction2
+    tractable = rho > 4.0
+    excess = (rho - 4.0) * (rho - 2.0) * rho_limit / ((rho_limit - 4.0) * (rho_limit - 2.0) * rho)
+    rectification = tl.sqrt(tl.where(tractable, excess, 1.0))
+    avg_weight = rectification / bias_correction1
+    root_weight = tl.where(tractable, 1.0 / tl.sqrt(bias_correction2), 0.0)
+    offset = tl.where(tractable, eps, 1.0)
+    return (lr, weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, avg_weight, root_weight, offset), counters
 
 
-SPEC = RuleSpec("radam", MOMENTS, (Pass(radam_rule, ("param", *MOMENTS)),), scalars)
-SPECS = (SPEC,)
-
-
-def select(hyper: Hyper, ndim: int) -> RuleSpec:
-    """The only variant."""
-    return SPEC
+NAMES = ("lr", "weight_decay", "beta1", "gain1", "beta2", "gain2", "avg_weight", "root_weight", "offset")
+ROW = Row(NAMES, ("weight_decay", "eps", "betas"), scalars)
+SPECS = (RuleSpec("radam", MOMENTS, (Pass(radam_rule, ("param", *MOMENTS)),), ROW),)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
+import triton.language as tl
 
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..spec import Hyper, Pass, Row, RuleSpec
 
 
 @triton.jit
@@ -35,20 +35,28 @@ def sgd_nesterov_rule(param, grad, state, hyper):
     return param - lr * (grad + momentum * momentum_buffer), (momentum_buffer,)
 
 
-def plain_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    return hyper["lr"], hyper["weight_decay"]
+@triton.jit
+def plain_scalars(hyper, step, counters):
+    """(lr, λ)."""
+    return hyper, counters
 
 
-def momentum_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    gain = 1.0 if step == 1 else 1.0 - hyper["dampening"]
-    return hyper["lr"], hyper["weight_decay"], hyper["momentum"], gain
+@triton.jit
+def momentum_scalars(hyper, step, counters):
+    """(lr, λ, μ, 1 − dampening), the last 1 in the first step."""
+    lr, weight_decay, momentum, dampening = hyper
+    return (lr, weight_decay, momentum, tl.where(step == 1.0, 1.0, 1.0 - dampening)), counters
 
+
+ROW = Row(("lr", "weight_decay"), ("weight_decay",), plain_scalars)
+_INPUTS = ("weight_decay", "momentum", "dampening")
+MOMENTUM_ROW = Row(("lr", "weight_decay", "momentum", "gain"), _INPUTS, momentum_scalars)
 
 _BUFFER = ("momentum_buffer",)
 _WRITES = ("param", "momentum_buffer")
-PLAIN = RuleSpec("sgd", (), (Pass(sgd_rule, writes=("param",)),), plain_scalars)
-MOMENTUM = RuleSpec("sgd_momentum", _BUFFER, (Pass(sgd_momentum_rule, _WRITES),), momentum_scalars)
-NESTEROV = RuleSpec("sgd_nesterov", _BUFFER, (Pass(sgd_nesterov_rule, _WRITES),), momentum_scalars)
+PLAIN = RuleSpec("sgd", (), (Pass(sgd_rule, writes=("param",)),), ROW)
+MOMENTUM = RuleSpec("sgd_momentum", _BUFFER, (Pass(sgd_momentum_rule, _WRITES),), MOMENTUM_ROW)
+NESTEROV = RuleSpec("sgd_nesterov", _BUFFER, (Pass(sgd_nesterov_rule, _WRITES),), MOMENTUM_ROW)
 SPECS = (PLAIN, MOMENTUM, NESTEROV)
 
 

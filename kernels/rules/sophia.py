@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
 
-from ..arithmetic import divide, moving_average
-from ..spec import Counters, Hyper, Pass, RuleSpec
+from ..arithmetic import at_least, clip, divide, moving_average
+from ..spec import Pass, Row, RuleSpec
 
 
 @triton.jit
@@ -15,11 +15,7 @@ def sophia_rule(param, grad, state, hyper):
     exp_avg, hessian = state
     lr, weight_decay, beta1, gain1, gamma, rho, eps = hyper
     exp_avg = moving_average(exp_avg, grad, beta1, gain1)
-    curvature = gamma * hessian
-    curvature = tl.where(curvature < eps, eps, curvature)
-    update = divide(exp_avg, curvature)
-    # Comparisons, not min and max: a NaN has to come through.
-    update = tl.where(update > rho, rho, tl.where(update < -rho, -rho, update))
+    update = clip(divide(exp_avg, at_least(gamma * hessian, eps)), -rho, rho)
     return param - lr * (update + weight_decay * param), (exp_avg, hessian)
 
 
@@ -31,23 +27,26 @@ def sophia_hessian_rule(param, grad, state, hyper):
     return param, (exp_avg, moving_average(hessian, grad, beta2, gain2))
 
 
-def scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    beta1 = hyper["betas"][0]
-    clip = (hyper["gamma"], hyper["rho"], hyper["eps"])
-    return hyper["lr"], hyper["weight_decay"], beta1, 1.0 - beta1, *clip
+@triton.jit
+def scalars(hyper, step, counters):
+    """(lr, λ, β1, 1−β1, gamma, rho, eps)."""
+    lr, weight_decay, beta1, beta2, gamma, rho, eps = hyper
+    return (lr, weight_decay, beta1, 1.0 - beta1, gamma, rho, eps), counters
 
 
-def hessian_scalars(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    beta2 = hyper["betas"][1]
-    return beta2, 1.0 - beta2
+@triton.jit
+def hessian_scalars(hyper, step, counters):
+    """(β2, 1−β2)."""
+    lr, beta1, beta2 = hyper
+    return (beta2, 1.0 - beta2), counters
 
+
+_NAMES = ("lr", "weight_decay", "beta1", "gain1", "gamma", "rho", "eps")
+ROW = Row(_NAMES, ("weight_decay", "betas", "gamma", "rho", "eps"), scalars)
+HESSIAN_ROW = Row(("beta2", "gain2"), ("betas",), hessian_scalars)
 
 _SLOTS = ("exp_avg", "hessian")
-SPEC = RuleSpec("sophia", _SLOTS, (Pass(sophia_rule, ("param", "exp_avg")),), scalars)
-HESSIAN = RuleSpec("sophia_hessian", _SLOTS, (Pass(sophia_hessian_rule, ("hessian",)),), hessian_scalars)
+SPEC = RuleSpec("sophia", _SLOTS, (Pass(sophia_rule, ("param", "exp_avg")),), ROW)
+_MIX = Pass(sophia_hessian_rule, ("hessian",), reads=("grad", "hessian"))
+HESSIAN = RuleSpec("sophia_hessian", _SLOTS, (_MIX,), HESSIAN_ROW)
 SPECS = (SPEC, HESSIAN)
-
-
-def select(hyper: Hyper, ndim: int) -> RuleSpec:
-    """The rule of a step; `HESSIAN` runs only from `update_hessian`."""
-    return SPEC

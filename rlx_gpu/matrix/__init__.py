@@ -1,20 +1,10 @@
-"""Routines on batches of matrices: what the elementwise driver cannot do, in batched products and factorisations."""
+"""Whole matrices: what the elementwise driver cannot do, in batched products and factorisations.
 
-from __future__ import annotations
-
-import importlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from ..launch import Bucket, BucketKey, Member
-
-
-def make_matrix_bucket(key: BucketKey, members: Sequence[Member]) -> Bucket:
-    """The bucket of the routine that the key's rule names: its module's own, or one for its `direction`."""
-    from .bucket import MatrixBucket
-
-    spec: Any = key.spec
-    routine = importlib.import_module(f".{spec.routine}", __name__)
-    made: Bucket = getattr(routine, "BUCKET", MatrixBucket)(key, members)
-    return made
+bucket         gathers gradients into batches of equal shape, has a routine compute directions, applies them
+blocks         where the matrices lie in a parameter's memory
+batches        matrices of one shape, and their state
+wave           matrices of any shapes that share a workspace
+step           what a routine is told of a step
+muon, soap, kron   the routines: `direction(grad, state, step)`, and MOST_ELEMENTS of one call
+newton_schulz, orthogonal, cholesky, products, tiled   what they are made of
+"""

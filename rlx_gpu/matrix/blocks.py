@@ -13,12 +13,8 @@ import torch
 
 @dataclass(frozen=True)
 class Block:
-    """One matrix inside a parameter.
-
-    Args:
-        offset: of its first element, from the parameter's.
-        shape: rows and columns; of a parameter that is one vector, its elements.
-        transposed: whether memory holds it column by column.
+    """One matrix inside a parameter: first element, rows and columns (elements of a vector), and whether memory holds
+    it column by column.
     """
 
     offset: int
@@ -32,16 +28,7 @@ class Block:
 
 
 def blocks(name: str, param: torch.Tensor, hyper: Mapping[str, Any]) -> list[Block]:
-    """The matrices of a parameter: itself, a stack of them, or blocks of rows of each.
-
-    Args:
-        name: of the parameter, for errors.
-        param: at least two dimensions, dense.
-        hyper: `ndim_policy` and, where the optimizer has it, `split_sizes`.
-
-    Raises:
-        ValueError: the memory order does not let the matrices be told apart.
-    """
+    """The matrices of a dense parameter: itself, a stack, or blocks of rows; a ValueError if memory mixes them."""
     rows, cols = param.shape[-2:]
     if param.ndim > 2 and hyper["ndim_policy"] == "flatten":
         rows, cols = param.shape[0], math.prod(param.shape[1:])

@@ -38,14 +38,8 @@ def inverse_factor(k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def whiten(k: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """L⁻¹X for K = LLᵀ, as X + (L⁻¹ − I)X, which rounds the less the nearer K is to I; nothing waits for a GPU.
 
-    Beside X and K this takes the memory of K once, and what `matmul` takes for slices.
-
-    Args:
-        k: as in `inverse_factor`; overwritten.
-        rows: X, float32 [B, d, d], overlapping nothing of k.
-
-    Returns:
-        L⁻¹X, float32 [B, d, d], perhaps in k's memory; and which matrices failed, as in `inverse_factor`.
+    Beside X, which must not overlap K, and K this takes the memory of K once, and what `matmul` takes for slices. K is
+    overwritten, perhaps with the result; which matrices failed is as in `inverse_factor`.
     """
     if k.shape[-1] <= BASE:
         factor, info = torch.linalg.cholesky_ex(k)

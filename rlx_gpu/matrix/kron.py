@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import torch
 
 from .products import full_float32, matmul, symmetric_product
-from .turn import Selection, Turn
+from .step import MatrixStep, Selection
 
+MOST_ELEMENTS = 2**28  # that are prepared at a time
 BALANCE_PERIOD = 100  # updates of the factors
+LEAST_SHARE = 0.03  # of the steps that update the factors, reached after 4,006
+CREDIT = np.cumsum([0.0, *(min(max(math.exp(-0.001 * (t - 500)), LEAST_SHARE), 1.0) for t in range(1, 4008))])
 TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
 class Side:
-    """The factor of one side of every matrix.
+    """The factor Q [B, d, d], or [B, d] where it is diagonal, of one side of every matrix: 1 (rows) or 2 (columns).
 
-    Args:
-        dim: the dimension of the batch that the factor works on, 1 (rows) or 2 (columns).
-        factor: Q [B, d, d], or [B, d] where it is diagonal; float32 or bfloat16.
-        lipschitz: float32 [B]; 0 until the factor's first update.
+    `lipschitz` float32 [B] is 0 until the factor's first update.
     """
 
     dim: int
@@ -41,13 +41,11 @@ class Side:
         return self.factor.diagonal(dim1=1, dim2=2) if self.dense else self.factor
 
 
-def direction(
-    grad: torch.Tensor, state: Mapping[str, torch.Tensor], hyper: Mapping[str, Any], turn: Turn
-) -> torch.Tensor:
+def direction(grad: torch.Tensor, state: Mapping[str, torch.Tensor], step: MatrixStep) -> torch.Tensor:
     """The update of a batch of equal matrices, or of equal vectors with one diagonal factor each.
 
         M ← βM + (1 − β)g,  M̂ = M/(1 − βᵗ)
-        P = Q_Lᵀ Q_L M̂ Q_Rᵀ Q_R;  where the turn says so, an update of Q_L and Q_R from P (`fit`), then P anew
+        P = Q_Lᵀ Q_L M̂ Q_Rᵀ Q_R;  in some steps (`factor_updates`) an update of Q_L and Q_R from P (`fit`), then P anew
         U = P / max(1, RMS(P)/clip_update_rms)
 
     A factor is k·I at every gradient that is not zero until its first update, and a zero gradient leaves it alone.
@@ -60,8 +58,7 @@ def direction(
         state: slots `exp_avg` (grad's shape, float32 or bfloat16) and `left_factor`, `right_factor`, `left_lipschitz`,
             `right_lipschitz`, or for vectors `factor` and `lipschitz` (as in `Side`); updated in place. Factors and
             momentum are rounded to their storage before they are used.
-        hyper: `momentum`, `precond_lr`, `precond_beta`, `clip_update_rms`.
-        turn: the steps, and `update_count` before and after.
+        step: `momentum`, `precond_lr`, `precond_beta`, `clip_update_rms`, the steps, and the row's bias correction.
 
     Returns:
         U, in the memory of `grad`.
@@ -76,30 +73,28 @@ def direction(
         names = ("left", "right")
         sides = [Side(i, state[f"{name}_factor"], state[f"{name}_lipschitz"]) for i, name in enumerate(names, 1)]
 
+    hyper = step.hyper
     present = largest(moment) != 0  # true of a NaN
-    average_(exp_avg, moment, hyper["momentum"])
-    correction = per_matrix([1 - hyper["momentum"] ** step for step in turn.steps], grad.device)
+    store(exp_avg, slice(None), exp_avg.float().lerp_(moment, 1 - hyper["momentum"]))
+    correction = over(step.columns("bias_correction"))
     torch.div(exp_avg, correction, out=moment)
     initialize_(sides, moment, present)
 
-    counts = list(zip(turn.before["update_count"], turn.after["update_count"], strict=True))
-    for where in chosen(turn, [before < after for before, after in counts]):
-        whitened = precondition_(moment[where], [part(side, where) for side in sides])
+    counts = [(factor_updates(t - 1), factor_updates(t)) for t in step.steps]
+    for where in chosen(step, [before < after for before, after in counts]):
+        some = [Side(side.dim, side.factor[where], side.lipschitz[where]) for side in sides]
+        whitened = precondition_(moment[where], some)
         for side in sides:
             fit(side, where, whitened, present[where], hyper["precond_lr"], hyper["precond_beta"])
         torch.div(exp_avg, correction, out=moment)
     if len(sides) == 2:
-        for where in chosen(turn, [before < after and after % BALANCE_PERIOD == 0 for before, after in counts]):
+        for where in chosen(step, [before < after and after % BALANCE_PERIOD == 0 for before, after in counts]):
             balance(sides, where, present[where])
 
-    clip_(precondition_(moment, sides), hyper["clip_update_rms"])
+    precondition_(moment, sides)
+    largest_norm = hyper["clip_update_rms"] * math.sqrt(math.prod(moment.shape[1:]))
+    moment.div_(over((torch.linalg.vector_norm(moment, dim=(1, 2)) / largest_norm).clamp_min_(1.0)))
     return grad
-
-
-def average_(exp_avg: torch.Tensor, grad: torch.Tensor, decay: float) -> None:
-    """M ← βM + (1 − β)g, computed in float32."""
-    average = exp_avg.float().lerp_(grad, 1 - decay)
-    store(exp_avg, slice(None), average)
 
 
 def initialize_(sides: Sequence[Side], moment: torch.Tensor, present: torch.Tensor) -> None:
@@ -128,18 +123,11 @@ def precondition_(x: torch.Tensor, sides: Sequence[Side]) -> torch.Tensor:
 
 
 def fit(side: Side, where: Selection, whitened: torch.Tensor, present: torch.Tensor, rate: float, decay: float) -> None:
-    """One update of a factor from P.
+    """One update of the factors `where` says from their P; those not `present` stay.
 
-        T = PPᵀ or PᵀP (its diagonal for a diagonal factor),  c = numel/d,  ℓ = bound(T) + c
-        lipschitz ← max(precond_beta · lipschitz + (1 − precond_beta)ℓ, ℓ)
-        Q ← Q − precond_lr/lipschitz · (T − cI)Q;  a dense Q then takes a step toward symmetric
-
-    Args:
-        side: of all matrices.
-        where: those to update.
-        whitened: their P.
-        present: bool [B'], which of them have a gradient; the others stay as they are.
-        rate, decay: precond_lr and precond_beta.
+    T = PPᵀ or PᵀP (its diagonal for a diagonal factor),  c = numel/d,  ℓ = bound(T) + c
+    lipschitz ← max(precond_beta · lipschitz + (1 − precond_beta)ℓ, ℓ)
+    Q ← Q − precond_lr/lipschitz · (T − cI)Q;  a dense Q then takes a step toward symmetric
     """
     factor, dim = side.factor[where].float(), side.dim
     target = whitened.shape[3 - dim]
@@ -165,18 +153,13 @@ def fit(side: Side, where: Selection, whitened: torch.Tensor, present: torch.Ten
 
 
 def symmetrize_(q: torch.Tensor, present: torch.Tensor, skew: torch.Tensor, product: torch.Tensor) -> None:
-    """Turns Q one step toward the symmetric matrix with the same QᵀQ.
+    """Turns Q, where `present`, one step toward the symmetric matrix with the same QᵀQ; both others are workspaces.
 
         S = Qᵀ − Q,  S ← S/bound(S)
         a = min(⅛, −tr(SQ)/tr(SSQ))  if tr(SSQ) < 0,  ⅛  otherwise
         Q ← Q + a(SQ + ½a·SSQ) = Q + aS(Q + ½a·SQ)
 
     With S unscaled tr(SQ) = ½‖S‖², a sum without cancellation, and with any skew S tr(SSQ) = −ΣS⊙SQ.
-
-    Args:
-        q: float32 [B, d, d], updated in place.
-        present: bool [B]; where false Q stays.
-        skew, product: float32 [B, d, d], workspaces.
     """
     torch.sub(q.mT, q, out=skew)
     scale, size = unit_(skew), growth(skew)
@@ -221,20 +204,19 @@ def balance(sides: Sequence[Side], where: Selection, present: torch.Tensor) -> N
         side.factor[where] *= over(scale) if side.dense else scale[:, None]
 
 
-def clip_(x: torch.Tensor, most: float) -> None:
-    """Scales each matrix to RMS ≤ most."""
-    excess = torch.linalg.vector_norm(x, dim=(1, 2)) / (most * math.sqrt(math.prod(x.shape[1:])))
-    x.div_(over(excess.clamp_min_(1.0)))
+def factor_updates(step: int) -> int:
+    """How many updates of the factors steps 1 to `step` have made.
+
+    A step counts with probability clamp(e^(−0.001(t−500)), 0.03, 1), read as a sum: it updates the factors where the
+    sum passes a whole number.
+    """
+    last = len(CREDIT) - 1
+    return int(CREDIT[min(step, last)] + LEAST_SHARE * max(step - last, 0))
 
 
-def chosen(turn: Turn, flags: Sequence[bool]) -> list[Selection]:
+def chosen(step: MatrixStep, flags: Sequence[bool]) -> list[Selection]:
     """The matrices whose flag is true: one selection, or none."""
-    return [where for flag, where in turn.groups(flags) if flag is True]
-
-
-def part(side: Side, where: Selection) -> Side:
-    """A side of some of the matrices."""
-    return Side(side.dim, side.factor[where], side.lipschitz[where])
+    return [where for flag, where in step.groups(flags) if flag is True]
 
 
 def store(slot: torch.Tensor, where: Selection, value: torch.Tensor) -> None:
@@ -252,11 +234,3 @@ def largest(x: torch.Tensor) -> torch.Tensor:
 def over(values: torch.Tensor) -> torch.Tensor:
     """One value per matrix, so that it broadcasts over the matrices."""
     return values[:, None, None]
-
-
-def per_matrix(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    """Numbers of the host as float32 [B, 1, 1], or [1, 1, 1] where they are equal; nothing is copied then."""
-    if len(set(values)) == 1:
-        return torch.full((1, 1, 1), values[0], dtype=torch.float32, device=device)
-    column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-    return column if device.type == "cpu" else column.pin_memory().to(device, non_blocking=True)

@@ -7,49 +7,37 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..dispatch import runs_kernels
-from ..layout import is_dense
+from ..engine.devices import runs_kernels
+from ..engine.memory import is_dense
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
 from .products import faster_side, full_float32, symmetric_product
 
 Triples = Sequence[Triple]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_ELEMENTS = 2**27  # of one chunk of a batch: bounds the buffers
+# Where other forms than the plain one begin to win on a GPU that the batch fills: m² over the whole batch, and m for
+# the symmetric form.
+LEAST_AREA = 1024**2
+LEAST_ROWS = {torch.float16: 1024, torch.bfloat16: 1024, torch.float32: 512}
 
 
-class Crossover(NamedTuple):
-    """Where a form begins to win, on a GPU that the batch fills.
+def form(m: int, n: int, batch: int, dtype: torch.dtype, device: torch.device, triples: Triples) -> str:
+    """Which form iterates matrices of m × n, m ≤ n, with these coefficients: "plain", "symmetric" or "gram".
 
     Five steps on m × n take 20m²n + 10m³ (plain), 15m²n + 5m³ (symmetric), 6m²n + 14m³ (Gram in two runs) and
     9m²n + 11m³ (Gram in three) operations: Gram's are the fewest from n = 2m on, where it also finds room for its
     buffers. Float32, asked for its accuracy, is spared its additional rounding.
     """
-
-    rows: int  # least m for the symmetric form
-    area: int  # least m² over the whole batch for the symmetric and the Gram form
-    gram: float  # least n/m for the Gram form, at least 2
-
-
-CROSSOVERS = {
-    torch.float16: Crossover(rows=1024, area=1024**2, gram=2.0),
-    torch.bfloat16: Crossover(rows=1024, area=1024**2, gram=2.0),
-    torch.float32: Crossover(rows=512, area=1024**2, gram=math.inf),
-}
-
-
-def form(m: int, n: int, batch: int, dtype: torch.dtype, device: torch.device, triples: Triples) -> str:
-    """Which form iterates matrices of m × n, m ≤ n, with these coefficients: "plain", "symmetric" or "gram"."""
-    crossover = CROSSOVERS[dtype]
-    if not runs_kernels(device) or batch * m * m < crossover.area:
+    if not runs_kernels(device) or batch * m * m < LEAST_AREA:
         return "plain"
-    if n >= crossover.gram * m and tolerant(tuple(triples), _rounding(dtype)):
+    if dtype != torch.float32 and n >= 2 * m and tolerant(tuple(triples), torch.finfo(dtype).eps / 2.0):
         return "gram"
-    return "symmetric" if m >= crossover.rows else "plain"
+    return "symmetric" if m >= LEAST_ROWS[dtype] else "plain"
 
 
 @functools.cache
@@ -93,11 +81,6 @@ def _bounds(triples: Triples, error: float) -> list[float]:
         x = bounds[-1] * np.linspace(0.0, 1.0, 1001)
         bounds.append(min((1.0 + error) * float(np.abs(a * x + b * x**3 + c * x**5).max()), 1e30))
     return bounds
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """The largest relative error of one rounding."""
-    return torch.finfo(dtype).eps / 2.0
 
 
 def oriented(x: torch.Tensor) -> torch.Tensor:
@@ -166,14 +149,8 @@ def normalized(x: torch.Tensor, eps: float, dtype: torch.dtype) -> torch.Tensor:
 def orthogonalize_(x: torch.Tensor, triples: Triples) -> torch.Tensor:
     """Iterates matrices [B, m, n], m ≤ n, whose singular values are at most 1, in their own dtype.
 
-    Each of B matrices takes one more m × n and two m × m while its chunk of at most MOST_ELEMENTS is iterated.
-
-    Args:
-        x: float16, bfloat16 or float32, possibly a transposed view; its contents are lost.
-        triples: (a, b, c) of each step.
-
-    Returns:
-        The result, in x or in a buffer of x's layout.
+    Each of B matrices takes one more m × n and two m × m while its chunk of at most MOST_ELEMENTS is iterated. The
+    contents of x, possibly a transposed view, are lost; the result is in x or in a buffer of x's layout.
     """
     batch, m, n = x.shape
     iterate = FORMS[form(m, n, batch, x.dtype, x.device, triples)]
@@ -216,16 +193,14 @@ def _gram(x: torch.Tensor, triples: Triples) -> torch.Tensor:
     x = x if is_dense(x) else x.contiguous()
     batch, m, _ = x.shape
     spare = torch.empty_like(x)
-    square = (batch, m, m)
-    r, q = x.new_empty((2, *square))
-    start = 0
-    for length in runs(tuple(triples), _rounding(x.dtype)):
+    r, q = x.new_empty((2, batch, m, m))
+    remaining = iter(triples)
+    for length in runs(tuple(triples), torch.finfo(x.dtype).eps / 2.0):
         # Until X ← QX, the buffer it goes to is idle: room for two squares.
-        z, t = spare.as_strided((2, *square), (batch * m * m, m * m, m, 1))
+        z, t = spare.as_strided((2, batch, m, m), (batch * m * m, m * m, m, 1))
         symmetric_product(x, out=r)
-        torch.bmm(_run(triples[start : start + length], r, q, z, t), x, out=spare)
+        torch.bmm(_run([*islice(remaining, length)], r, q, z, t), x, out=spare)
         x, spare = spare, x
-        start += length
     return x
 
 
@@ -255,14 +230,12 @@ FORMS: dict[str, Callable[[torch.Tensor, Triples], torch.Tensor]] = {
 
 def _check(x: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """The format of the iteration; refuses what cannot be iterated."""
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"newton_schulz: x must be a torch.Tensor, got {type(x).__name__}")
-    if x.layout != torch.strided:
-        raise TypeError(f"newton_schulz: x has layout {x.layout}, must be torch.strided (dense)")
-    names = ", ".join(str(one).removeprefix("torch.") for one in DTYPES)
+    if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
+        got = x.layout if isinstance(x, torch.Tensor) else type(x).__name__
+        raise TypeError(f"newton_schulz: x must be a dense torch.Tensor, got {got}")
     for label, given in (("x has dtype", x.dtype), ("dtype is", dtype)):
-        if given is not None and given not in DTYPES:
-            raise TypeError(f"newton_schulz: {label} {given}, must be one of {names}")
+        if given is not None and given not in LEAST_ROWS:
+            raise TypeError(f"newton_schulz: {label} {given}, must be one of {', '.join(map(str, LEAST_ROWS))}")
     if x.ndim < 2:
         raise ValueError(f"newton_schulz: x has shape {tuple(x.shape)}, must have at least two dimensions")
     return dtype or x.dtype

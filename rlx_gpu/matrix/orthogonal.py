@@ -21,15 +21,9 @@ MOST_DEVIATION = 64 * EPSILON
 def eigenbasis(cov: torch.Tensor) -> torch.Tensor:
     """The eigenvectors of symmetric matrices as columns, by descending eigenvalue, largest entry positive.
 
-    The solver's columns are made orthonormal once more, since in float32 it leaves several times the rounding. If it
-    fails, float64 is tried, then the CPU, each with a warning. A matrix that is not finite gets a basis of NaN. This
-    waits for a GPU.
-
-    Args:
-        cov: float32 or float64 [B, d, d], solved in its own format; the lower triangle is read.
-
-    Returns:
-        float32 [B, d, d].
+    Of float32 or float64 [B, d, d], solved in that format, float32 [B, d, d]. The solver's columns are made orthonormal
+    once more, since in float32 it leaves several times the rounding. If it fails, float64 is tried, then the CPU, each
+    with a warning. A matrix that is not finite gets a basis of NaN. This waits for a GPU.
     """
     finite = torch.isfinite(cov).all(dim=-1).all(dim=-1)[:, None, None]
     vectors = orthonormalize(_solve(_unit(torch.where(finite, cov, 0.0))).flip(-1))
@@ -45,12 +39,7 @@ def orthogonal_iteration(cov: torch.Tensor, basis: torch.Tensor) -> torch.Tensor
     smallest eigenvalue, a few times that noise: such columns stay where they were, and eigenvalues that float32 can
     tell from zero hardly notice. The memory is that of `orthonormalize`.
 
-    Args:
-        cov: L, float32 [B, d, d], symmetric.
-        basis: Q, float32 [B, d, d], orthonormal columns.
-
-    Returns:
-        Q⁺, float32 [B, d, d]; Q where L is zero, NaN where L or Q is not finite.
+    All are float32 [B, d, d]; the result is Q where L is zero, NaN where L or Q is not finite.
     """
     return orthonormalize(_damped_product(_unit(cov), basis))
 
@@ -111,10 +100,9 @@ def _unit(cov: torch.Tensor) -> torch.Tensor:
 
 def _solve(cov: torch.Tensor) -> torch.Tensor:
     """Eigenvectors by ascending eigenvalue, by the first solver that does not fail."""
-    wider = [(torch.float64, cov.device), (torch.float64, torch.device("cpu"))]
-    attempts = [(cov.dtype, cov.device), *wider]
     label = f"torch.linalg.eigh of {len(cov)} matrices {cov.shape[-1]} x {cov.shape[-1]} failed"
-    for dtype, device in attempts:
+    wider = torch.float64
+    for dtype, device in ((cov.dtype, cov.device), (wider, cov.device), (wider, torch.device("cpu"))):
         try:
             vectors: torch.Tensor = torch.linalg.eigh(cov.to(device, dtype)).eigenvectors
             if torch.isfinite(vectors).all():

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ..dispatch import runs_kernels
+from ..engine.devices import runs_kernels
 
 # From where on three products in TF32, of operands split in two, are faster than one in float32.
 SPLIT_SIDE = 768  # of each of the three sizes
@@ -19,11 +19,9 @@ MOST_WORK = 2**34  # multiply-adds of the matrices split at a time, if a single 
 
 
 def faster(dtype: torch.dtype, unit: str, rows: int, tiles: int, with_c: bool) -> bool:
-    """Whether the kernel beats cuBLAS on a GPU; measured on an H200 (Triton 3.6, torch 2.11, 2026-11-22).
+    """Whether the kernel beats cuBLAS for such a `tiled.layout` and so many tiles of 128 × 128 in the whole batch.
 
-    Args:
-        unit: which stride of X is 1, "rows" or "cols", in a layout of vector loads; or "none".
-        tiles: of 128 × 128 in the lower triangles of the whole batch.
+    Measured on an H200 (Triton 3.6, torch 2.11, 2026-11-22).
     """
     if unit == "none" or rows < 256:
         return False
@@ -60,24 +58,20 @@ def symmetric_product(
         y: as x, with x's strides, and symmetric where x is c; None for x.
         out: [B, m, m] of x's dtype with contiguous rows or columns, overlapping nothing but c; None to make one.
         c: symmetric, as `out`, and may be `out`, or x itself; None for no such term.
-
-    Raises:
-        ValueError: a shape, dtype or layout that does not fit, or `out` in the place of x or y.
     """
-    batch, rows = x.shape[:2]
+    rows = x.shape[1]
+    wanted = (len(x), rows, rows)
     y = x if y is None else y
     if (y.shape, y.stride(), y.dtype) != (x.shape, x.stride(), x.dtype):
         raise ValueError(
             f"y: {y.dtype} {tuple(y.shape)} of strides {y.stride()}, "
             f"must be {x.dtype} {tuple(x.shape)} of strides {x.stride()} as x"
         )
-    out = x.new_empty((batch, rows, rows)) if out is None else out
+    out = x.new_empty(wanted) if out is None else out
     term = out if c is None else c
     for name, tensor in (("out", out), ("c", term)):
-        if tensor.shape != (batch, rows, rows) or tensor.dtype != x.dtype:
-            raise ValueError(
-                f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {x.dtype} {(batch, rows, rows)} for x"
-            )
+        if tensor.shape != wanted or tensor.dtype != x.dtype:
+            raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {x.dtype} {wanted} for x")
     if out.data_ptr() in (x.data_ptr(), y.data_ptr()) and x.numel():
         raise ValueError("out: is in the place of x or y, which every tile reads")
     if runs_kernels(x.device):
@@ -103,9 +97,6 @@ def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None)
     Args:
         a, b: float32 [B, m, k] and [B, k, n], of any strides.
         out: float32 [B, m, n], overlapping neither; None to make one.
-
-    Raises:
-        ValueError: a shape that does not fit, or another dtype.
     """
     batch, rows, inner = a.shape
     cols = b.shape[2]
@@ -139,13 +130,7 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
     """Replaces each S = QR whose `failed` is not 0 by Q, R's diagonal ≥ 0; which ones is decided on the device.
 
     Q is orthogonal whatever S's rank. The kernel works through a matrix in one program: a fallback, not a fast path.
-
-    Args:
-        s: float32 [B, m, m], contiguous, changed in place.
-        failed: int32 [B].
-
-    Raises:
-        ValueError: a shape, dtype or layout that does not fit.
+    S is contiguous float32 [B, m, m], `failed` contiguous int32 [B].
     """
     batch, size = s.shape[:2]
     if s.dtype != torch.float32 or s.shape != (batch, size, size) or not s.is_contiguous():

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from ..kernels.rules.soap import ROTATED
 from .orthogonal import eigenbasis, orthogonal_iteration
 from .products import matmul, symmetric_product
-from .turn import Selection, Turn
+from .step import MatrixStep, Selection
 
 State = Mapping[str, torch.Tensor]
 SIDES = ("left", "right")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MOST_ELEMENTS = 2**28  # that are prepared at a time
 ROUNDING = 2.0**-20  # see `drop_rounding_`
 
 
-def direction(grad: torch.Tensor, state: State, hyper: Mapping[str, Any], turn: Turn) -> torch.Tensor:
+def direction(grad: torch.Tensor, state: State, step: MatrixStep) -> torch.Tensor:
     """U of θ ← θ − lr(U + λθ), with the equations of `rlx_gpu.reference.soap.update`.
 
     Beside state and gradient this takes the memory of two gradients and, when bases change, what `orthonormalize` says.
@@ -27,19 +27,20 @@ def direction(grad: torch.Tensor, state: State, hyper: Mapping[str, Any], turn: 
         grad: float32 [B, m, n], of any strides; overwritten.
         state: batches of the slots; exp_avg and exp_avg_sq [B, m, n] in the gradient's memory order, covariances and
             bases [B, d, d], or [B, 0, 0] on a side that keeps the identity.
-        hyper: checked hyperparameters.
-        turn: t and `phase` of each matrix.
+        step: hyperparameters, t and `phase` of each matrix.
 
     Returns:
         float32 [B, m, n], in the gradient's memory.
     """
+    hyper = step.hyper
     beta = hyper["betas"][1] if hyper["shampoo_beta"] is None else hyper["shampoo_beta"]
     for side, matrices in zip(SIDES, (grad, grad.mT), strict=True):
         cov = state[f"{side}_cov"]
         if cov.numel():
             symmetric_product(matrices, out=cov, alpha=1.0 - beta, beta=beta, c=cov)
     period = hyper["precondition_frequency"]
-    for change, selection in turn.groups([due(*t, period) for t in zip(turn.steps, turn.after["phase"], strict=True)]):
+    changes = [due(t, phase, period) for t, phase in zip(step.steps, step.counters["phase"], strict=True)]
+    for change, selection in step.groups(changes):
         if change == "first":
             start_bases(state, selection, grad[selection])
         elif change == "next":
@@ -48,8 +49,8 @@ def direction(grad: torch.Tensor, state: State, hyper: Mapping[str, Any], turn: 
     projected = rotated(grad, left, right, torch.empty_like(state["exp_avg"], dtype=torch.float32))
     if left.numel() or right.numel():
         drop_rounding_(projected)
-    rows = [ROTATED.scalars(hyper, step, {}) for step in turn.steps]
-    turn.fused.run(ROTATED, projected, [state[slot] for slot in MOMENTS], rows)
+    assert step.run is not None
+    step.run(ROTATED, projected, [state[slot] for slot in MOMENTS])
     return rotated(projected, left.mT, right.mT, grad)
 
 

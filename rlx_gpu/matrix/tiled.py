@@ -7,13 +7,14 @@ from math import ceil
 
 import torch
 
+from ..engine import launch
+from ..engine.devices import on_device
+from ..engine.memory import is_dense
 from ..kernels.householder import CONSTANTS, LAUNCH_OPTIONS, householder_kernel
 from ..kernels.symmetric import symmetric_product_kernel
 from ..kernels.tf32 import BLOCK as SPLIT_BLOCK
 from ..kernels.tf32 import split_kernel
 from ..kernels.tiles import ALIGNED, Tiling, tilings
-from ..launch import launch, on_device
-from ..layout import is_dense
 
 
 def symmetric_product(
@@ -28,7 +29,7 @@ def symmetric_product(
         y = x if y is given else y.contiguous()
     tiling = _tiling(x, unit)
     with on_device(x.device):
-        launch(
+        launch.launch(
             symmetric_product_kernel,
             triangles(x, tiling.block),
             *(x, y, term, upright, rows, inner, ceil(rows / tiling.block)),
@@ -54,7 +55,7 @@ def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     x = x if is_dense(x) else x.contiguous()
     high, low = torch.empty_like(x), torch.empty_like(x)
     with on_device(x.device):
-        launch(split_kernel, ceil(x.numel() / SPLIT_BLOCK), x, high, low, x.numel(), BLOCK=SPLIT_BLOCK)
+        launch.launch(split_kernel, ceil(x.numel() / SPLIT_BLOCK), x, high, low, x.numel(), BLOCK=SPLIT_BLOCK)
     return high, low
 
 
@@ -62,7 +63,7 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> None:
     """As `products.householder_`."""
     batch, size = s.shape[:2]
     with on_device(s.device):
-        launch(householder_kernel, batch if size else 0, s, failed, size, **CONSTANTS, **LAUNCH_OPTIONS)
+        launch.launch(householder_kernel, batch if size else 0, s, failed, size, **CONSTANTS, **LAUNCH_OPTIONS)
 
 
 def layout(x: torch.Tensor, y: torch.Tensor, *others: torch.Tensor) -> str:
@@ -114,8 +115,6 @@ def _strides(tensor: torch.Tensor) -> tuple[int, int, int]:
 
 def _aligned(*tensors: torch.Tensor) -> bool:
     """Whether rows can be read 16 bytes at a time: sizes, strides that are not 1, and addresses are multiples."""
-    for tensor in tensors:
-        numbers = (*tensor.shape[1:], *(step for step in _strides(tensor) if step != 1))
-        if any(number % ALIGNED for number in numbers) or tensor.data_ptr() % 16:
-            return False
-    return True
+    steps = [step for tensor in tensors for step in _strides(tensor) if step != 1]
+    sizes = [size for tensor in tensors for size in tensor.shape[1:]]
+    return not any(number % ALIGNED for number in steps + sizes) and not any(t.data_ptr() % 16 for t in tensors)

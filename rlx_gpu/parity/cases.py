@@ -15,7 +15,7 @@ from ..reference.formats import round_to
 # order, off the alignment of a vector access, and empty.
 DEFAULT_SHAPES = "scalar,1,127,1024,1025,35x6,65x128,3x5x7,16x9:transposed,300:unaligned,9x136:unaligned,0x3"
 LAYOUTS = ("contiguous", "transposed", "unaligned")
-_TOKEN = re.compile(rf"(?P<sizes>scalar|\d+(?:x\d+)*)(?::(?P<layout>{'|'.join(LAYOUTS)}))?")
+_TOKEN = re.compile(rf"(scalar|\d+(?:x\d+)*)(?::({'|'.join(LAYOUTS)}))?")
 GRAD_SIZES = (1.0, 0.25, 2.0, 0.5, 0.125)  # by step, so that second moments fall and rise
 ZERO_EVERY = 19  # one gradient in so many is 0 in every step; divides no row, so that no column is 0 throughout
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -43,11 +43,8 @@ def parse_shapes(text: str) -> tuple[Case, ...]:
     for token in (part.strip() for part in text.split(",")):
         match = _TOKEN.fullmatch(token)
         if match is None:
-            raise ValueError(
-                f"shape {token!r} must look like 127, 33x128 or scalar, with :transposed or :unaligned behind it if"
-                " its memory is to be so"
-            )
-        sizes, layout = match["sizes"], match["layout"] or LAYOUTS[0]
+            raise ValueError(f"shape {token!r} must look like 127, 33x128, scalar, 33x128:transposed or 127:unaligned")
+        sizes, layout = match[1], match[2] or LAYOUTS[0]
         shape = () if sizes == "scalar" else tuple(map(int, sizes.split("x")))
         if layout == "transposed" and len(shape) != 2:
             raise ValueError(f"shape {token!r}: only a matrix can be transposed")
@@ -82,7 +79,6 @@ def tensor_of(values: Array, dtype: str, layout: str, device: torch.device) -> t
 
 def places(tensor: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     """For each element of a dense tensor, how many elements lie before it in memory."""
-    place = torch.empty_like(tensor, dtype=torch.int64, device="cpu")
-    place.as_strided((place.numel(),), (1,)).copy_(torch.arange(place.numel()))
+    place = torch.arange(tensor.numel()).as_strided(tensor.shape, tensor.stride())
     array: np.ndarray[Any, np.dtype[np.int64]] = place.numpy()
     return array

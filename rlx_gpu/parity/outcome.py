@@ -8,17 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Error:
-    """How far one array was off in one step, relative to its largest magnitude.
+    """How far one array was off in one step, relative to its largest magnitude."""
 
-    Args:
-        parameter: its name.
-        error: the largest error of an element, beyond what the storage format rounds away.
-        allowed: the largest that passes.
-    """
-
-    parameter: str
-    error: float
-    allowed: float
+    parameter: str  # its name
+    error: float  # the largest of an element, beyond what the storage format rounds away
+    allowed: float  # the largest that passes
 
     @property
     def passed(self) -> bool:
@@ -28,36 +22,27 @@ class Error:
     @property
     def share(self) -> float:
         """Of what is allowed, in [0, 1] if passed; infinite for NaN."""
-        if self.passed:
-            return self.error / self.allowed if self.allowed else 0.0
-        return self.error / self.allowed if self.allowed and not math.isnan(self.error) else math.inf
+        if math.isnan(self.error) or not self.allowed:
+            return 0.0 if self.passed else math.inf
+        return self.error / self.allowed
 
 
 @dataclass
 class Outcome:
-    """All steps of a trial.
+    """All steps of a trial."""
 
-    Args:
-        worst: by slot ("param" is the parameter itself), the array that came closest to what is allowed, or went
-            furthest beyond.
-        launches: kernels launched.
-        failures: what is wrong, a sentence each.
-    """
-
+    # By slot ("param" is the parameter itself), the array that came closest to what is allowed, or went beyond most.
     worst: dict[str, Error] = field(default_factory=dict)
-    launches: int = 0
-    failures: list[str] = field(default_factory=list)
+    launches: int = 0  # of kernels
+    failures: list[str] = field(default_factory=list)  # a sentence each
 
     def add(self, step: int, slot: str, error: Error) -> None:
         """Takes note of one array."""
         if slot not in self.worst or error.share > self.worst[slot].share:
             self.worst[slot] = error
         if not error.passed:
-            self.fail(
-                step,
-                f"{slot} of {error.parameter} is off by {error.error:.1e} of the largest magnitude,"
-                f" {error.allowed:.1e} is allowed",
-            )
+            off = f"off by {error.error:.1e} of the largest magnitude, {error.allowed:.1e} is allowed"
+            self.fail(step, f"{slot} of {error.parameter} is {off}")
 
     def fail(self, step: int, what: str) -> None:
         """Takes note of something wrong."""

@@ -8,32 +8,26 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from .. import __version__
-from ..dispatch import interpreted
 from ..doctor import driver_version
+from ..engine.devices import interpreted
 from .cases import DEFAULT_SHAPES, Case, parse_shapes
-from .outcome import Outcome
 from .storages import Formats, find_storages
 from .tolerances import tolerance
 from .variants import Variant, find_algorithms, variants
 
 TABLE_WIDTH = 150
 FAILURES_SHOWN = 3  # of each row; JSON has them all
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the result holds for: device, path ("compiled" or "interpreted") and versions."""
-
-    device: str
-    path: str
-    versions: dict[str, str | None]
 
 
 def find_device() -> torch.device:
@@ -45,7 +39,7 @@ def find_device() -> torch.device:
     if not torch.cuda.is_available():
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is the next line at the earliest
     if interpreted():
-        from ..interpreter import repair
+        from ..engine.interpreter import repair
 
         repair()
         return torch.device("cpu")
@@ -56,42 +50,38 @@ def find_device() -> torch.device:
     return torch.device("cuda")
 
 
-def describe(device: torch.device) -> Machine:
-    """This machine."""
+def describe(device: torch.device) -> dict[str, Any]:
+    """What the result holds for: this machine's device, how kernels run on it, and versions."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions: dict[str, str | None] = {"rlx-gpu": __version__, "python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package) for package in ("torch", "triton", "numpy")}
     versions |= {"CUDA": torch.version.cuda, "NVIDIA driver": driver_version()}
-    return Machine(name, "interpreted" if device.type == "cpu" else "compiled", versions)
+    return {"device": name, "path": "interpreted" if device.type == "cpu" else "compiled", "versions": versions}
 
 
-def results(
+def rows(
     chosen: Iterable[tuple[Variant, Formats]], cases: Sequence[Case], steps: int, device: torch.device
 ) -> Iterator[dict[str, Any]]:
-    """A row for each variant in each storage, as it is ready."""
+    """What each trial finds, for JSON; errors relative to the largest magnitude of their array, null if not finite."""
     from .trial import run_trial
 
     for variant, formats in chosen:
-        yield row(variant, formats, cases, run_trial(variant, formats, cases, steps, device))
-
-
-def row(variant: Variant, formats: Formats, cases: Sequence[Case], outcome: Outcome) -> dict[str, Any]:
-    """What a trial has found, for JSON; errors relative to the largest magnitude of their array, null if not finite."""
-    tolerances = [str(tolerance(variant.spec(len(case.shape)), formats)) for case in cases]
-    return {
-        "optimizer": variant.algorithm.name,
-        "variant": variant.label,
-        "hyper": variant.hyper,
-        "dtype": formats.name,
-        "passed": not outcome.failures,
-        "launches": outcome.launches,
-        "worst": {
-            slot: {**asdict(error), "error": error.error if math.isfinite(error.error) else None}
-            for slot, error in outcome.worst.items()
-        },
-        "tolerances": list(dict.fromkeys(tolerances)),
-        "failures": outcome.failures,
-    }
+        outcome = run_trial(variant, formats, cases, steps, device)
+        tolerances = [str(tolerance(variant.spec(len(case.shape)), formats)) for case in cases]
+        yield {
+            "optimizer": variant.algorithm.name,
+            "variant": variant.label,
+            "hyper": variant.hyper,
+            "dtype": formats.name,
+            "passed": not outcome.failures,
+            "launches": outcome.launches,
+            "worst": {
+                slot: {**asdict(error), "error": error.error if math.isfinite(error.error) else None}
+                for slot, error in outcome.worst.items()
+            },
+            "tolerances": list(dict.fromkeys(tolerances)),
+            "failures": outcome.failures,
+        }
 
 
 def run(optimizers: Sequence[str], dtypes: Sequence[str], shapes: str | None, steps: int, as_json: bool) -> int:
@@ -99,58 +89,42 @@ def run(optimizers: Sequence[str], dtypes: Sequence[str], shapes: str | None, st
     try:
         cases = parse_shapes(DEFAULT_SHAPES if shapes is None else shapes)
         algorithms, storages = find_algorithms(optimizers), find_storages(dtypes)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
         device = find_device()
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ValueError) else 1
     chosen = [(v, formats) for algorithm in algorithms for v in variants(algorithm) for formats in storages]
-    found = list(with_progress(results(chosen, cases, steps, device), len(chosen)))
-    machine, passed = describe(device), all(one["passed"] for one in found)
+    made = rows(chosen, cases, steps, device)
+    found = list(track(made, "Comparing", total=len(chosen), console=Console(stderr=True), transient=True))
+    machine, passed = describe(device), all(row["passed"] for row in found)
     if as_json:
         names = [case.name for case in cases]
-        report = {"passed": passed, **asdict(machine), "steps": steps, "shapes": names, "rows": found}
+        report = {"passed": passed, **machine, "steps": steps, "shapes": names, "rows": found}
         print(json.dumps(report, indent=1, allow_nan=False))
     else:
         print_report(machine, found, steps)
     return int(not passed)
 
 
-def with_progress(rows: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
-    """The rows, with a progress bar on the standard error while they come in."""
-    from rich.console import Console
-    from rich.progress import track
-
-    yield from track(rows, "Comparing", total=total, console=Console(stderr=True), transient=True)
-
-
-def print_report(machine: Machine, rows: Sequence[dict[str, Any]], steps: int) -> None:
+def print_report(machine: Mapping[str, Any], found: Sequence[dict[str, Any]], steps: int) -> None:
     """The rows as a table; below it what went wrong, what is allowed and why, and what ran where."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(title=f"Kernels against the float64 reference, {steps} steps", box=box.SIMPLE_HEAD)
     for column in ("optimizer", "variant", "dtype", "parameter", "allowed", "state", "allowed", "launches", "result"):
         table.add_column(column, no_wrap=column != "state", justify="right" if column == "launches" else "left")
-    for one in rows:
-        table.add_row(*cells(one))
+    for row in found:
+        table.add_row(*cells(row))
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, TABLE_WIDTH)  # better wrapped by a narrow terminal than cut off
     console.print(table)
-    failed = [one for one in rows if not one["passed"]]
-    for one in failed:
-        for failure in one["failures"][:FAILURES_SHOWN]:
-            console.print(f"FAIL {one['optimizer']} {one['variant']} {one['dtype']}: {failure}", markup=False)
+    for row in found:
+        for failure in row["failures"][:FAILURES_SHOWN]:
+            console.print(f"FAIL {row['optimizer']} {row['variant']} {row['dtype']}: {failure}", markup=False)
     console.print("Allowed, in one step, beyond the rounding of the storage format:")
-    for words in dict.fromkeys(words for one in rows for words in one["tolerances"]):
+    for words in dict.fromkeys(words for row in found for words in row["tolerances"]):
         console.print(f"  {words}.")
-    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items() if version)
-    console.print(f"Ran on {machine.device}, kernels {machine.path}; {versions}.")
-    console.print(f"{len(rows) - len(failed)} of {len(rows)} agree with the reference.")
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    console.print(f"Ran on {machine['device']}, kernels {machine['path']}; {versions}.")
+    console.print(f"{sum(row['passed'] for row in found)} of {len(found)} agree with the reference.")
 
 
 def cells(row: dict[str, Any]) -> list[str]:

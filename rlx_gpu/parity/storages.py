@@ -5,43 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..compile_variants import STORAGES
+from ..kernels.formats import STORAGES
 from ..naming import chosen
-
-_STOCHASTIC = "_stochastic"
 
 
 @dataclass(frozen=True)
 class Formats:
-    """The number formats of one storage, each a key of `rlx_gpu.reference.formats.FORMATS`.
-
-    Args:
-        name: of the storage.
-        param, grad, state: what is stored in it.
-        rounding: of the parameters, "nearest" or "stochastic".
-    """
+    """What one storage keeps parameters, gradients and state in, each a key of `rlx_gpu.reference.formats.FORMATS`."""
 
     name: str
     param: str
     grad: str
     state: str
-    rounding: str = "nearest"
+    rounding: str = "nearest"  # of the parameters, or "stochastic"
 
     def __str__(self) -> str:
         return self.name
 
 
 def find_storages(names: Iterable[str] = ()) -> list[Formats]:
-    """The formats of the storages of these names; of all if there are none.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    return [_formats(name) for name in chosen(names, STORAGES, "dtype")]
-
-
-def _formats(name: str) -> Formats:
-    """A storage's codecs, the way of rounding apart."""
-    param, grad, state = STORAGES[name]
-    rounding = "stochastic" if param.endswith(_STOCHASTIC) else "nearest"
-    return Formats(name, param.removesuffix(_STOCHASTIC), grad, state, rounding)
+    """The formats of the storages of these names; of all if there are none."""
+    found = []
+    for name in chosen(names, STORAGES, "dtype"):
+        param, grad, state = STORAGES[name]
+        rounding = "stochastic" if param.endswith("_stochastic") else "nearest"
+        found.append(Formats(name, param.removesuffix("_stochastic"), grad, state, rounding))
+    return found

@@ -11,27 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..state import STEP
+from ..engine.state import STEP
 from .storages import Formats
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What one array may be off by.
+    """What one array may be off by."""
 
-    Args:
-        relative: of the largest magnitude in the array, before or after the step.
-        of_change: of the parameter's largest change in the step, for parameters only.
-        reason: why not less.
-        slots: `relative` of the slots that need more.
-        warm: steps that the reference makes beforehand, so that both begin with the state that they leave.
-    """
-
-    relative: float
-    of_change: float
-    reason: str
-    slots: Mapping[str, float] = field(default_factory=dict)
-    warm: int = 0
+    relative: float  # of the largest magnitude in the array, before or after the step
+    of_change: float  # of the parameter's largest change in the step, for parameters only
+    reason: str  # why not less
+    slots: Mapping[str, float] = field(default_factory=dict)  # `relative` of the slots that need more
+    warm: int = 0  # steps that the reference makes beforehand, so that both begin with the state that they leave
 
     def __str__(self) -> str:
         change = f", and {self.of_change:.1e} of a parameter's largest change" if self.of_change else ""
@@ -77,33 +69,22 @@ KRON = Tolerance(
     reason="long chains of float32 matrix products, normalised by bounds that amplify what they are off by",
     warm=WARM,
 )
-KRON_FACTORS = dict.fromkeys(
-    ("factor", "left_factor", "right_factor", "lipschitz", "left_lipschitz", "right_lipschitz"), 2.0**-8
-)
 KRON_READ_BACK = replace(
     KRON,
     of_change=2.0**-6,
     reason="the update is the product of a momentum and four factors, stored in bfloat16 and read back, off by 2^-9",
-    slots=KRON_FACTORS,
+    slots={f"{side}{slot}": 2.0**-8 for slot in ("factor", "lipschitz") for side in ("", "left_", "right_")},
 )
-# By the format of the state and the kind of the rule (`kind`).
+MUON = replace(
+    ONE_STEP, of_change=1e-5, reason="some tens of float32 matrix products, which stretch small singular values"
+)
+# By the kind of the rule (`kind`) and the format of the state.
 TOLERANCES = {
-    "float32": {
-        "one launch": ONE_STEP,
-        "several launches": ONE_STEP,
-        "muon": replace(
-            ONE_STEP, of_change=1e-5, reason="some tens of float32 matrix products, which stretch small singular values"
-        ),
-        "soap": SOAP,
-        "kron": KRON,
-    },
-    "bfloat16": {
-        "one launch": ONE_STEP,
-        "several launches": READ_BACK,
-        "muon": READ_BACK,
-        "soap": SOAP_READ_BACK,
-        "kron": KRON_READ_BACK,
-    },
+    "one launch": {"float32": ONE_STEP, "bfloat16": ONE_STEP},
+    "several launches": {"float32": ONE_STEP, "bfloat16": READ_BACK},
+    "muon": {"float32": MUON, "bfloat16": READ_BACK},
+    "soap": {"float32": SOAP, "bfloat16": SOAP_READ_BACK},
+    "kron": {"float32": KRON, "bfloat16": KRON_READ_BACK},
 }
 # Where the reference itself jumps, by more than JUMP of the array's largest magnitude as the gradient moves by NUDGE of
 # itself, an element may lie anywhere within the jump: Lion's sign of a sum that is 0 but for float32 rounding, say.
@@ -112,7 +93,7 @@ JUMP, NUDGE = 1e-3, 2.0**-20
 
 def tolerance(spec: Any, formats: Formats) -> Tolerance:
     """The row of a rule (`rlx_gpu.kernels.spec`)."""
-    return TOLERANCES[formats.state][kind(spec)]
+    return TOLERANCES[kind(spec)][formats.state]
 
 
 def kind(spec: Any) -> str:

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import launch, reference
-from ..dispatch import runs_kernels
-from ..optimizer import origin
-from ..state import DTYPE_NAMES, STEP
+from .. import reference
+from ..engine import launch
+from ..engine.devices import runs_kernels
+from ..engine.state import DTYPE_NAMES, STEP
+from ..trait import origin
 from .cases import Array, Case, gradient, normal, places, tensor_of
 from .intervals import Interval, distance, nearest, stochastic
 from .outcome import Error, Outcome
 from .storages import Formats
 from .tolerances import JUMP, NUDGE, tolerance
-from .variants import Variant
+from .variants import Variant, alone
 
 SEED = 2**33 + 1  # of stochastic rounding: both words of the key count
 EARLY, LATE = 2, 1000  # the first steps, then those from LATE on: RAdam's second branch, bias corrections near 1
@@ -28,16 +29,18 @@ class Trial:
     """Steps an optimizer of `rlx_gpu` on tensors, and asks the reference what every step should have done.
 
     Args:
-        variant: the optimizer.
-        formats: how its numbers are stored.
         cases: the parameters, all stepped in one batch.
-        device: where they lie.
         options: of both constructors.
+
+    Raises:
+        ValueError: the rule and the reference keep different slots.
     """
 
     def __init__(
         self, variant: Variant, formats: Formats, cases: Sequence[Case], device: torch.device, **options: Any
     ) -> None:
+        for case in cases:
+            variant.check_slots(case.shape)
         self.variant, self.formats, self.cases, self.device = variant, formats, cases, device
         self.options = options
         self.rng = np.random.default_rng(23)
@@ -47,7 +50,8 @@ class Trial:
         self.tolerances = {case.name: tolerance(variant.spec(len(case.shape)), formats) for case in cases}
         self.outcome = Outcome()
         self.t = 0
-        self._warm_up(max((row.warm for row in self.tolerances.values()), default=0))
+        if steps := max((row.warm for row in self.tolerances.values()), default=0):
+            self._warm_up(steps)
 
     def step(self) -> None:
         """One iteration, and what is wrong with it."""
@@ -59,7 +63,8 @@ class Trial:
         self.t += 1
         self.stepped = self.cases if cases is None else cases
         self.grads = {case.name: self.gradient(case) for case in self.stepped}
-        self.estimates = self._estimates()
+        takes_estimates = hasattr(self.kernels, "update_hessian")
+        self.estimates = {case.name: self.estimate(case) for case in self.stepped if takes_estimates}
         self.before, launched = self.stored(), launch.launches.total()
         self._step_kernels()
         launched = launch.launches.total() - launched
@@ -70,8 +75,8 @@ class Trial:
 
     def compare(self) -> None:
         """Takes note of the error of every array after a step."""
-        if differing := self.after.keys() ^ self.wanted.keys():
-            self.outcome.fail(self.t, f"one side only has {', '.join(sorted(differing))}")
+        if differing := alone("the kernels' side", self.after, "the reference", self.wanted):
+            self.outcome.fail(self.t, differing)
         errors = self._errors()
         if not all(error.passed for error in errors.values()):
             errors = self._errors(self.spread())
@@ -81,9 +86,7 @@ class Trial:
     def count_from(self, step: int) -> None:
         """Makes the kernels go on as if after so many steps; the reference starts from their numbers anyway."""
         state = self.kernels.state_dict()
-        self.kernels.load_state_dict(
-            {key: step if key.startswith(f"{STEP}/") else value for key, value in state.items()}
-        )
+        self.kernels.load_state_dict(state | {key: step for key in state if key.startswith(f"{STEP}/")})
         self.t = step
 
     def start(self, case: Case) -> Array:
@@ -147,8 +150,7 @@ class Trial:
         if slot != "param":
             return nearest(found, DTYPE_NAMES[kept.dtype] if isinstance(kept, torch.Tensor) else "float64")
         if self.formats.rounding == "stochastic":
-            index = origin(name) + places(self.params[name])
-            return stochastic(found, SEED, self.t, index)
+            return stochastic(found, SEED, self.t, origin(name) + places(self.params[name]))
         return nearest(found, self.formats.param)
 
     def _step_kernels(self) -> None:
@@ -159,9 +161,7 @@ class Trial:
             for arrays in (self.grads, self.estimates)
         )
         with np.errstate(all="ignore"):  # interpreted, lanes beyond a tensor's end compute on zeros
-            self.kernels.step_batch(
-                (case.name, case.shape, self.params[case.name], grads[case.name]) for case in self.stepped
-            )
+            self.kernels.step_batch((name, grad.shape, self.params[name], grad) for name, grad in grads.items())
             self.kernels.end_iteration()
             for name, estimate in estimates.items():
                 self.kernels.update_hessian(name, estimate)
@@ -184,15 +184,8 @@ class Trial:
             optimizer.update_hessian(name, estimate)
         return {f"param/{name}": param for name, param in params.items()} | numbers(optimizer.state_dict())
 
-    def _estimates(self) -> Arrays:
-        """An estimate of every Hessian, for optimizers that take them."""
-        takes_them = hasattr(self.kernels, "update_hessian")
-        return {case.name: self.estimate(case) for case in self.stepped if takes_them}
-
     def _warm_up(self, steps: int) -> None:
         """Lets the reference take the first steps, and both go on from its state."""
-        if not steps:
-            return
         optimizer = self.variant.make(reference, state_dtype=self.formats.state)
         params = {name: numpy_of(param) for name, param in self.params.items()}
         for t in range(steps):

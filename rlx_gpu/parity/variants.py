@@ -4,44 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from types import ModuleType
 from typing import Any
 
 import rlx_gpu
 
 from ..naming import chosen
-from ..reference.hyper import Hyper
+from ..reference.hyper import REQUIRED, UNSET, Hyper
 from ..table import TABLE, Algorithm
-
-# Values for the hyperparameters of these names, so that each matters within a few steps: a large lr makes the update
-# nearly as large as the parameter, a short memory of the second moment takes RAdam past its first branch and makes
-# AMSGrad's maximum matter, nu2 < 1 and a rho that clips some elements, not all, leave no term without effect.
-# A matrix is iterated in float32, since the reference does not round between iterations; stagger only decides when a
-# basis changes.
-COMMON = {
-    "lr": 0.1,
-    "weight_decay": 0.1,
-    "betas": (0.9, 0.95),
-    "nus": (0.7, 0.8),
-    "gamma": 1.0,
-    "rho": 0.5,
-    "ns_dtype": "float32",
-    "precondition_frequency": 2,
-    "stagger": True,
-}
-TURNED = 0.9  # a number for what is 0 or None unless given
-COMPANY = {"dampening": "momentum"}  # switches that change nothing without another one
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One optimizer, and the hyperparameters that make it run one of its rules.
-
-    Args:
-        algorithm: the optimizer.
-        switches: what differs from `COMMON` and the defaults.
-    """
+    """One optimizer, and what differs from the values in trials that are declared, and from the defaults."""
 
     algorithm: Algorithm
     switches: dict[str, Any] = field(hash=False)
@@ -56,13 +32,9 @@ class Variant:
 
     @property
     def hyper(self) -> dict[str, Any]:
-        """What the constructor is given.
-
-        Raises:
-            ValueError: these switches exclude each other.
-        """
-        declared = {hyper.name for hyper in self.algorithm.hyperparameters}
-        hyper = {name: value for name, value in COMMON.items() if name in declared} | self.switches
+        """What the constructor is given; ValueError if the switches exclude each other."""
+        declared = {hyper.name: hyper.trial for hyper in self.algorithm.hyperparameters if hyper.trial is not UNSET}
+        hyper = declared | self.switches
         self.algorithm.resolve(hyper)
         return hyper
 
@@ -72,49 +44,86 @@ class Variant:
 
     def spec(self, ndim: int) -> Any:
         """The rule that parameters with so many dimensions run."""
-        return self.algorithm.rules.select(self.algorithm.resolve(self.hyper), ndim)
+        return self.algorithm.select(self.algorithm.resolve(self.hyper), ndim)
+
+    def check_slots(self, shape: tuple[int, ...]) -> None:
+        """Refuse a rule that keeps other slots for a parameter than the reference, numbers of the host apart."""
+        spec, reference = self.spec(len(shape)), self.algorithm.reference
+        state = reference.init_state(shape, **self.algorithm.resolve(self.hyper))
+        host = {*self.algorithm.scalar_slots}
+        if differing := alone(f"rule {spec.name!r}", {*spec.slots} - host, "the reference", state.keys() - host):
+            raise ValueError(f"{self}, shape {shape}: slots differ; {differing}")
+
+
+def alone(first: str, firsts: Iterable[str], second: str, seconds: Iterable[str]) -> str:
+    """What only one of two sides has, side by side; nothing if they have the same."""
+    firsts, seconds = set(firsts), set(seconds)
+    sides = ((first, firsts - seconds), (second, seconds - firsts))
+    return ", ".join(f"{side} alone has {', '.join(sorted(names))}" for side, names in sides if names)
 
 
 def find_algorithms(names: Iterable[str]) -> list[Algorithm]:
-    """The optimizers of these names, in any case; all of them if there are no names.
-
-    Raises:
-        ValueError: an unknown name.
-    """
+    """The optimizers of these names, in any case; all of them if there are no names."""
     return [TABLE[name] for name in chosen(names, TABLE, "optimizer")]
 
 
 def variants(algorithm: Algorithm) -> Iterator[Variant]:
-    """The optimizer with every combination of switches that it accepts, the plain one first, and with each choice."""
-    turned = [(hyper.name, _turned(hyper)) for hyper in algorithm.hyperparameters if _is_switch(hyper)]
-    for count in range(len(turned) + 1):
-        for switches in combinations(turned, count):
-            variant = Variant(algorithm, dict(switches))
-            if ("matrix", False) in switches and count > 1:  # the other switches are those of the rule for matrices
-                continue
-            if any(COMPANY.get(name, name) not in variant.switches for name, _ in switches):
-                continue
-            try:
-                variant.hyper  # noqa: B018  (raises if the switches exclude each other)
-            except ValueError:
-                continue
-            yield variant
+    """The optimizer with every combination of switches that it accepts, the plain one first, and with each choice.
+
+    Raises:
+        ValueError: a hyperparameter's declaration leaves trials without a value that would show whether it works.
+    """
+    check_declarations(algorithm)
+    turned = [hyper for hyper in algorithm.hyperparameters if other_value(hyper) is not UNSET]
+    for hypers in chain.from_iterable(combinations(turned, count) for count in range(len(turned) + 1)):
+        variant = Variant(algorithm, {hyper.name: other_value(hyper) for hyper in hypers})
+        if variant.switches.get("matrix") is False and len(hypers) > 1:  # the others are those of the rule for matrices
+            continue
+        if any(hyper.needs is not None and hyper.needs not in variant.switches for hyper in hypers):
+            continue
+        try:
+            variant.hyper  # noqa: B018  (raises if the switches exclude each other)
+        except ValueError:
+            if not hypers:
+                raise
+            continue
+        yield variant
     for hyper in algorithm.hyperparameters:
-        if hyper.kind == "choice" and hyper.name not in COMMON and not _is_switch(hyper):
+        if hyper.kind == "choice" and hyper.trial is UNSET and other_value(hyper) is UNSET:
             yield from (Variant(algorithm, {hyper.name: one}) for one in hyper.choices if one != hyper.default)
 
 
-def _is_switch(hyper: Hyper) -> bool:
-    """Whether it has one other value that makes another rule: of two, or a number for 0 or None, or None for an lr."""
-    if hyper.name in COMMON:
-        return hyper.optional
-    return hyper.kind == "bool" or len(hyper.choices) == 2 or (hyper.kind == "float" and hyper.default in (None, 0.0))
-
-
-def _turned(hyper: Hyper) -> Any:
-    """The other value."""
-    if hyper.kind == "bool":
+def other_value(hyper: Hyper) -> Any:
+    """The value beside the one of all trials that makes variants of its own; UNSET if there is none."""
+    if hyper.switch is not UNSET:
+        return hyper.switch
+    if hyper.optional and (hyper.default, hyper.trial) != (None, UNSET):
+        return None
+    if hyper.kind == "bool" and hyper.trial is UNSET:
         return not hyper.default
-    if hyper.choices:
+    if len(hyper.choices) == 2 and hyper.trial is UNSET:
         return next(choice for choice in hyper.choices if choice != hyper.default)
-    return None if hyper.name in COMMON else TURNED
+    return UNSET
+
+
+def check_declarations(algorithm: Algorithm) -> None:
+    """Refuse a hyperparameter that no trial would show to work, and declared values that it does not allow."""
+    names = [hyper.name for hyper in algorithm.hyperparameters]
+    for hyper in algorithm.hyperparameters:
+        declared = [value for value in (hyper.trial, hyper.switch) if value is not UNSET]
+        numbers = hyper.default if hyper.kind == "floats" else (hyper.default,)
+        numeric = hyper.kind in ("float", "floats", "steps", "int")
+        # Without a default, or with a number that takes a term out of the update.
+        if numeric and any(value in (REQUIRED, None, 0) for value in numbers) and not declared:
+            default = "required" if hyper.default is REQUIRED else f"{hyper.default} by default"
+            raise ValueError(
+                f"{algorithm.name}: {hyper.name} is {default}, so that no trial would show whether it works; declare"
+                " its value in all trials, trial=..., or a second one for variants of their own, switch=..."
+            )
+        if hyper.needs not in (None, *names):
+            raise ValueError(f"{algorithm.name}: {hyper.name} needs {hyper.needs!r}; there are {', '.join(names)}")
+        for value in declared:
+            try:
+                hyper.check(value)
+            except ValueError as error:
+                raise ValueError(f"{algorithm.name}: in trials, {error}") from None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlx_gpu.naming import spelled
+from ..naming import spelled
+from ..table import TABLE
 
 LARGEST = 2**32 - 1  # from every seed up to here all generators can be seeded
 
@@ -15,32 +16,20 @@ class TrainError(RuntimeError):
 
 
 def require_range(option: str, value: int, low: int) -> None:
-    """Refuse a number outside `low` to `LARGEST`.
-
-    Raises:
-        TrainError: it is outside.
-    """
-    if value < low:
-        raise TrainError(f"{option} must be at least {low}, not {value}")
-    if value > LARGEST:
-        raise TrainError(f"{option} must be at most {LARGEST}, not {value}")
+    """Refuse a number outside `low` to `LARGEST`."""
+    if not low <= value <= LARGEST:
+        bound = f"least {low}" if value < low else f"most {LARGEST}"
+        raise TrainError(f"{option} must be at {bound}, not {value}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The size of the example's GPT.
+    """The size of the example's GPT."""
 
-    Args:
-        context: bytes that a prediction can look back on, at least 2.
-        width: size of the residual stream; a multiple of `heads`.
-        layers: number of transformer blocks.
-        heads: attention heads in a block.
-    """
-
-    context: int = 64
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
+    context: int = 64  # bytes that a prediction can look back on, at least 2
+    width: int = 128  # of the residual stream; a multiple of `heads`
+    layers: int = 3  # transformer blocks
+    heads: int = 4  # in a block
 
     def __post_init__(self) -> None:
         require_range("--context", self.context, 2)
@@ -52,29 +41,17 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The choices that decide a run's weights. Two runs with equal configurations on one machine end bit-identical.
+    """The choices that decide a run's weights. Two runs with equal configurations on one machine end bit-identical."""
 
-    Args:
-        optimizer: a name in `rlx_gpu.table.TABLE`.
-        steps: training steps; the learning rate's schedule spans them.
-        lr: peak learning rate; None is the optimizer's own rule, for those that have one (Adafactor).
-        warmup: steps of linear warm-up at the start of the schedule.
-        seed: decides the initial weights and every batch.
-        batch_size: sequences in a batch.
-        state_dtype: storage of the optimizer's state, "float32" or "bfloat16".
-        model: the size of the network.
-        data: digest of the text, so that a run is never resumed on another text.
-    """
-
-    optimizer: str
-    steps: int = 400
-    lr: float | None = None
-    warmup: int = 20
-    seed: int = 0
-    batch_size: int = 32
-    state_dtype: str = "float32"
+    optimizer: str  # a name in `rlx_gpu.table.TABLE`
+    steps: int = 400  # which the learning rate's schedule spans
+    lr: float | None = None  # the peak; None is the optimizer's own rule, for those that have one (Adafactor)
+    warmup: int = 20  # steps of linear warm-up at the start of the schedule
+    seed: int = 0  # decides the initial weights and every batch
+    batch_size: int = 32  # sequences in a batch
+    state_dtype: str = "float32"  # storage of the optimizer's state, or "bfloat16"
     model: ModelConfig = ModelConfig()
-    data: str = ""
+    data: str = ""  # digest of the text, so that a run is never resumed on another text
 
     def __post_init__(self) -> None:
         require_range("--steps", self.steps, 1)
@@ -85,19 +62,12 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Every choice under the name of its command line option, `data` apart."""
         choices = asdict(self)
-        return {
-            key.replace("_", "-"): value for key, value in (choices | choices.pop("model")).items() if key != "model"
-        }
+        choices |= choices.pop("model")
+        return {key.replace("_", "-"): value for key, value in choices.items()}
 
 
 def optimizer_names(name: str) -> list[str]:
-    """The optimizer of this name, in any case; the registry's, in its order, if that is "all".
-
-    Raises:
-        TrainError: no optimizer has this name; the message lists those there are.
-    """
-    from rlx_gpu.table import TABLE
-
+    """The optimizer of this name, in any case; the registry's, in its order, if that is "all"."""
     try:
         name = spelled(name, ["all", *TABLE], "optimizer")
     except ValueError as error:

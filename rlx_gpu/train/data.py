@@ -18,24 +18,14 @@ VALIDATION_EVERY = 20
 
 @dataclass(frozen=True)
 class Corpus:
-    """The bytes to train on and the bytes to validate on.
-
-    Args:
-        train: uint8, one dimension.
-        validation: uint8, one dimension; files that `train` has nothing of.
-        digest: of both, to tell one text from another.
-    """
+    """The bytes to train on and the bytes to validate on, each of one dimension."""
 
     train: NDArray[np.uint8]
-    validation: NDArray[np.uint8]
-    digest: str
+    validation: NDArray[np.uint8]  # files that `train` has nothing of
+    digest: str  # of both, to tell one text from another
 
     def require_context(self, context: int) -> None:
-        """Refuse windows longer than the shorter of the two texts.
-
-        Raises:
-            TrainError: a window of `context` bytes and the one after it does not fit.
-        """
+        """Refuse windows, of `context` bytes and the one after it, longer than the shorter of the two texts."""
         shorter = min(len(self.train), len(self.validation))
         if context >= shorter:
             raise TrainError(
@@ -48,12 +38,11 @@ def load_corpus(folder: Path | None = None, smallest: int = 20_000) -> Corpus:
     """Read every `*.py` file directly in a folder, in the order of the names, each 20th for validation.
 
     Args:
-        folder: where to read; None is this Python's standard library.
+        folder: where to read; None is this Python's standard library, of which a distribution may ship no source.
         smallest: bytes that each of the two parts must have.
 
     Raises:
-        TrainError: a file cannot be read, or the folder has too little Python source, as where a distribution ships
-            compiled files only.
+        TrainError: a file cannot be read, or the folder has too little Python source.
     """
     folder = Path(sysconfig.get_path("stdlib")) if folder is None else folder
     files = sorted(folder.glob("*.py"), key=lambda file: file.name)
@@ -75,11 +64,7 @@ def load_corpus(folder: Path | None = None, smallest: int = 20_000) -> Corpus:
 
 
 def batch(text: NDArray[np.uint8], seed: int, step: int, batch_size: int, context: int) -> torch.Tensor:
-    """Draw the batch of one step: it depends on (seed, step) alone, so a resumed run sees what it would have seen.
-
-    Returns:
-        int64 [batch_size, context + 1], windows of the text.
-    """
+    """The batch of one step, int64 [batch_size, context + 1]: of (seed, step) alone, so a resumed run sees the same."""
     starts = np.random.default_rng([seed, step]).integers(0, len(text) - context, size=batch_size)
     return _windows(text, starts, context)
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import safetensors.torch
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from .checkpoint import (
-    append_metrics,
-    load_checkpoint,
-    replace_file,
-    require_same_config,
-    restore_rng,
-    save_checkpoint,
-    write_metrics,
-)
+from .. import optim
+from ..hessian import gauss_newton_bartlett
+from ..split import split_parameters
+from ..table import TABLE
+from .checkpoint import append_metrics, load_checkpoint, replace_file, require_config, save_checkpoint, write_metrics
 from .config import TrainConfig, TrainError
 from .data import Corpus, batch, validation_batches
 from .model import ByteGPT
-from .stop import StopRequest
 
 HESSIAN_EVERY = 10
 VALIDATIONS = 6
@@ -48,24 +46,15 @@ def learning_rate_share(step: int, steps: int, warmup: int) -> float:
 
 
 class Run:
-    """The model, its optimizer and its schedule, at some step.
-
-    Args:
-        config: the run's choices.
-        device: where the model lives.
-    """
+    """The model, its optimizer and its schedule, at some step."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        from rlx_gpu import TABLE, optim, split_parameters
-
         torch.manual_seed(config.seed)
-        self.config = config
-        self.device = device
+        self.config, self.device = config, device
         self.model = ByteGPT(config.model).to(device)
         rate = {} if config.lr is None else {"lr": config.lr}
-        params = self.model.named_parameters()
-        if TABLE[config.optimizer].hidden_only:
-            params = split_parameters(self.model)
+        split = TABLE[config.optimizer].hidden_only
+        params = split_parameters(self.model) if split else self.model.named_parameters()
         try:
             self.optimizer: torch.optim.Optimizer = getattr(optim, config.optimizer)(
                 params, state_dtype=config.state_dtype, seed=config.seed, **rate
@@ -121,11 +110,12 @@ class Run:
         return sum(self.model.loss(text.to(self.device)).item() for text in batches) / len(batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes from step to step."""
+        """All that changes from step to step, torch's generators included."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -134,11 +124,12 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if len(state["rng"]["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
     def _update_hessian(self, number: int, text: torch.Tensor) -> None:
         """Give Sophia a new estimate of the Hessian's diagonal, from labels drawn as (seed, step) alone decides."""
-        from rlx_gpu.hessian import gauss_newton_bartlett
-
         generator = torch.Generator(self.device).manual_seed(self.config.seed * 1_000_003 + number)
         parameters = list(self.model.parameters())
         logits = self.model(text[:, :-1]).flatten(0, 1)
@@ -153,35 +144,41 @@ class Run:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A run at its last step, or where it was stopped.
-
-    Args:
-        run: the model and optimizer as they ended.
-        history: one record a step.
-        interrupted: Ctrl-C ended it; a checkpoint of the last step was saved.
-        diverged: why the run ended early by itself, or empty; no checkpoint of its end was saved.
-    """
+    """A run at its last step, or where it was stopped."""
 
     run: Run
     history: list[Record]
-    interrupted: bool = False
-    diverged: str = ""
+    interrupted: bool = False  # by Ctrl-C; a checkpoint of the last step was saved
+    diverged: str = ""  # why the run ended early by itself; no checkpoint of its end was saved
+
+
+def kept_generators(device: torch.device) -> AbstractContextManager[None]:
+    """Leave torch's random generators as they were found."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 @contextmanager
-def kept_generators(device: torch.device) -> Iterator[None]:
-    """Leave torch's random generators as they were found."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
+def stop_requests() -> Iterator[list[int]]:
+    """The Ctrl-C so far, to be read between two steps, so that no step is left half done; a second one acts at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    main = threading.current_thread() is threading.main_thread()  # no other thread gets signals
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM) if main}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def named_memory_errors() -> Iterator[None]:
-    """Say which choices would take less memory where there is too little.
-
-    Raises:
-        TrainError: there is too little.
-    """
+    """Say which choices would take less memory where there is too little."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -193,15 +190,25 @@ def named_memory_errors() -> Iterator[None]:
         raise
 
 
-def rehearse(config: TrainConfig, corpus: Corpus, device: torch.device) -> None:
-    """Make a run and drop it, so that choices that cannot work are known before a file is touched.
-
-    Raises:
-        TrainError: a choice cannot work.
-    """
+def begin(
+    config: TrainConfig, corpus: Corpus, checkpoint: Path | None, device: torch.device
+) -> tuple[Run, list[Record]]:
+    """A run at its first step or as the checkpoint has it, and its history; refuses choices that cannot work."""
     corpus.require_context(config.model.context)
+    saved = load_checkpoint(checkpoint) if checkpoint else None
+    if checkpoint and saved:
+        require_config(checkpoint, saved["config"], config)
+    run = Run(config, device)
+    if saved is None:
+        return run, []
+    run.load_state_dict(saved)
+    return run, saved["history"]
+
+
+def rehearse(config: TrainConfig, corpus: Corpus, checkpoint: Path | None, device: torch.device) -> None:
+    """Begin a run and drop it, so that what cannot work is known before a file is touched."""
     with kept_generators(device), named_memory_errors():
-        Run(config, device)
+        begin(config, corpus, checkpoint, device)
 
 
 def train(
@@ -220,29 +227,17 @@ def train(
     first step is done, an earlier run in the folder stays whole. torch's random generators are left as they were found.
 
     Args:
-        config: the choices that decide the weights.
-        corpus: the text.
         out: the run's folder; made if missing.
-        device: where to train.
         resume: go on from the folder's checkpoint instead of starting anew.
-        checkpoint_every: steps between checkpoints.
         on_step: called with the record of each step, after it.
 
     Raises:
         TrainError: nothing to resume, other choices than the checkpoint's, or choices that cannot work.
     """
     path, log = out / "checkpoint.pt", out / "metrics.jsonl"
-    saved = load_checkpoint(path) if resume else None
-    if saved is not None:
-        require_same_config(path, saved["config"], config)
-    corpus.require_context(config.model.context)
-    with kept_generators(device), named_memory_errors(), StopRequest() as stop:
-        run = Run(config, device)
-        history: list[Record] = []
-        if saved is not None:
-            run.load_state_dict(saved)
-            restore_rng(saved["rng"])
-            history = saved["history"]
+    with kept_generators(device), named_memory_errors(), stop_requests() as stop:
+        run, history = begin(config, corpus, path if resume else None, device)
+        if resume:
             write_metrics(log, history)  # a killed run may have left lines past its checkpoint, or half a line
 
         def save() -> None:
@@ -266,19 +261,15 @@ def train(
                 else:
                     append_metrics(log, record)
                 on_step(record)
-                if number % checkpoint_every == 0 or number == config.steps or stop.requested:
+                stopping = bool(stop)  # read once: a step that Ctrl-C ends is saved
+                if number % checkpoint_every == 0 or number == config.steps or stopping:
                     save()
-                if stop.requested:
+                if stopping:
                     break
         except DivergedError as error:
             return RunResult(run, history, diverged=str(error))
         finished = len(history) == config.steps
-        if finished:
-            export_weights(run, out / "model.safetensors")
+        if finished:  # the weights alone, in a format that any framework reads
+            weights = {name: tensor.contiguous().cpu() for name, tensor in run.model.state_dict().items()}
+            replace_file(out / "model.safetensors", lambda file: file.write(safetensors.torch.save(weights)))
     return RunResult(run, history, interrupted=not finished)
-
-
-def export_weights(run: Run, path: Path) -> None:
-    """Write the model's weights alone, in a format that any framework reads."""
-    weights = {name: tensor.detach().contiguous().cpu() for name, tensor in run.model.state_dict().items()}
-    replace_file(path, lambda file: file.write(safetensors.torch.save(weights)))

@@ -34,8 +34,7 @@ class Block(nn.Module):
         joint = self.query_key_value(self.attention_norm(x)).view(batch, time, 3, self.heads, width // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4)
         # The fused CUDA backends add up gradients in no fixed order, which would make a resumed run differ.
-        fixed_order = sdpa_kernel(SDPBackend.MATH) if x.is_cuda else contextlib.nullcontext()
-        with fixed_order:
+        with sdpa_kernel(SDPBackend.MATH) if x.is_cuda else contextlib.nullcontext():
             mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, time, width))
         result: Tensor = x + self.mlp_out(functional.gelu(self.mlp_in(self.mlp_norm(x))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
+from ..engine.devices import interpreted, runs_kernels
+from ..optim import state_bytes
 from .checkpoint import replace_file
 from .config import TrainConfig
 from .loop import Record, RunResult
@@ -30,23 +33,14 @@ COLORS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in numbers.
-
-    Args:
-        config: the run's choices.
-        history: one record a step.
-        parameters: numbers in the model.
-        state_bytes: bytes of optimizer state.
-        where: the device and the path that the optimizer took on it.
-        note: why the run did not reach its last step, or empty.
-    """
+    """One run in numbers, without its model."""
 
     config: TrainConfig
     history: Sequence[Record]
-    parameters: int
+    parameters: int  # numbers in the model
     state_bytes: int
-    where: str
-    note: str = ""
+    where: str  # the device and the path that the optimizer took on it
+    note: str = ""  # why the run did not reach its last step
 
     @property
     def end_loss(self) -> float:
@@ -60,22 +54,15 @@ class Summary:
 
 
 def summarize(config: TrainConfig, result: RunResult) -> Summary:
-    """The numbers of a run that ended by itself or was stopped."""
-    from rlx_gpu.optim import state_bytes
-
+    """The numbers of a run that ended by itself."""
     run = result.run
     parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    steps = len(result.history)
-    note = (
-        f"diverged at step {steps + 1}" if result.diverged else f"stopped at step {steps}" if result.interrupted else ""
-    )
+    note = f"diverged at step {len(result.history) + 1}" if result.diverged else ""
     return Summary(config, result.history, parameters, state_bytes(run.optimizer), where(run.device), note)
 
 
 def where(device: torch.device) -> str:
     """The device, and which implementation of the optimizers it gets."""
-    from rlx_gpu.dispatch import interpreted, runs_kernels
-
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if not runs_kernels(device):
         return f"{name} (NumPy reference)"
@@ -171,19 +158,14 @@ def mean_of(half: int) -> str:
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], step: int) -> None:
-    """Write each curve's name and end right of it, moved apart just enough that no two overlap."""
+    """Write each curve's name and end right of it, moved just enough that no two overlap."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.045
     ends = sorted((min(loss, high), name, color) for loss, name, color in ends)
-    heights = [loss for loss, _, _ in ends]
-    for _ in range(500):
-        heights[0] = max(heights[0], low + gap / 2)
-        for i in range(len(heights) - 1):
-            lacking = gap - (heights[i + 1] - heights[i])
-            if lacking > 0:
-                heights[i] -= lacking / 2
-                heights[i + 1] += lacking / 2
-    for (loss, name, color), height in zip(ends, heights, strict=True):
+    heights = list(accumulate((loss for loss, *_ in ends), lambda below, loss: max(loss, below + gap)))
+    # What that pushed beyond the top comes down again, with what it meets on the way.
+    heights = list(accumulate(reversed(heights), lambda above, height: min(height, above - gap), initial=high + gap))
+    for (loss, name, color), height in zip(ends, reversed(heights[1:]), strict=True):
         axes.annotate(
             f"{name}  {loss:.2f}",
             xy=(step, loss),

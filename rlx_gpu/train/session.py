@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from rich.console import Console
 from rich.panel import Panel
@@ -16,63 +18,47 @@ from .plan import PlannedRun, Request, make_plan
 from .report import Summary, sample_text, summarize, table, where, write_chart
 
 
-def run_session(request: Request, command: str, console: Console | None = None) -> int:
+def run_session(request: Request, command: str) -> int:
     """Train and report.
 
     Args:
         request: what to do.
         command: the command line without --resume and --overwrite; what to do next is shown with it.
-        console: where to write; None is the standard output.
 
     Returns:
         The exit code: 0, 1 if every run diverged, or 130 after Ctrl-C.
-
-    Raises:
-        TrainError: the request cannot be carried out.
     """
-    console = console or Console()
+    console = Console()
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     device = pick_device(request.device)
     corpus = load_corpus(request.data)
-    plan = make_plan(request, corpus, device, command)
-    console.print(
-        f"Training on {len(corpus.train):,} bytes of Python source on {where(device)}; results go to {plan.out}",
-        highlight=False,
-    )
+    out, runs = make_plan(request, corpus, device, command)
+    say(f"Training on {len(corpus.train):,} bytes of Python source on {where(device)}; results go to {out}")
     summaries: list[Summary] = []
-    result: RunResult | None = None
-    for run in plan.runs:
+    for run in runs:
         if not run.resume and run.checkpoint.exists():
-            console.print(f"The first step replaces the earlier run in {run.folder}", highlight=False, soft_wrap=True)
+            say(f"The first step replaces the earlier run in {run.folder}")
         result = train_with_progress(console, run, corpus, device, request.checkpoint_every)
-        summaries.append(summarize(run.config, result))
         if result.interrupted:
-            step = len(result.history)
-            console.print(
-                f"\nStopped after step {step}; the checkpoint is in {run.folder}.", highlight=False, soft_wrap=True
-            )
-            console.print(f"Go on with: {command} --resume", highlight=False, markup=False, soft_wrap=True)
+            say(f"\nStopped after step {len(result.history)}; the checkpoint is in {run.folder}.")
+            say(f"Go on with: {command} --resume")
             return 130
+        summaries.append(summarize(run.config, result))
         if result.diverged:
-            console.print(
-                Text(f"{run.config.optimizer}: {result.diverged}, with --overwrite", style="red"), soft_wrap=True
-            )
-    chart = plan.out / "loss.png" if any(summary.history for summary in summaries) else None
-    if chart:
-        write_chart(summaries, chart)
+            say(f"{run.config.optimizer}: {result.diverged}, with --overwrite", style="red")
+    drawn = any(summary.history for summary in summaries)
+    if drawn:
+        write_chart(summaries, out / "loss.png")
     print_whole(console, table(summaries))
-    if len(plan.runs) == 1 and result is not None and not result.diverged:
+    if len(runs) == 1 and not result.diverged:
         console.print(Panel(Text(sample_text(result, request.choices.seed)), title="a sample", title_align="left"))
-    if chart:
-        console.print(f"Loss curve: {chart}", highlight=False, soft_wrap=True)
+    if drawn:
+        say(f"Loss curve: {out / 'loss.png'}")
     return int(all(summary.note for summary in summaries))
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name.
-
-    Raises:
-        TrainError: there is no such device here.
-    """
+    """The device of a name; refuses one that is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -87,7 +73,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def train_with_progress(
-    console: Console, run: PlannedRun, corpus: Corpus, device: torch.device, checkpoint_every: int
+    console: Console, run: PlannedRun, corpus: Corpus, device: torch.device, every: int
 ) -> RunResult:
     """One run under a progress bar; where the output is no terminal, a line at each validation instead."""
     config = run.config
@@ -104,18 +90,7 @@ def train_with_progress(
         def show(record: Record) -> None:
             progress.update(task, completed=record["step"], loss=record["loss"])
             if not console.is_terminal and "validation_loss" in record:
-                console.print(
-                    f"{config.optimizer}: step {record['step']}/{config.steps}, loss {record['loss']:.3f},"
-                    f" validation {record['validation_loss']:.3f}",
-                    highlight=False,
-                )
+                said = f"{config.optimizer}: step {record['step']}/{config.steps}, loss {record['loss']:.3f}"
+                console.print(f"{said}, validation {record['validation_loss']:.3f}", highlight=False)
 
-        return train(
-            config,
-            corpus,
-            run.folder,
-            device=device,
-            resume=run.resume,
-            checkpoint_every=checkpoint_every,
-            on_step=show,
-        )
+        return train(config, corpus, run.folder, device=device, resume=run.resume, checkpoint_every=every, on_step=show)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlx_gpu.bench import elementwise, gate
-from rlx_gpu.compile_variants import STORAGES
+from rlx_gpu.kernels.formats import STORAGES
 from rlx_gpu.table import TABLE
 
 

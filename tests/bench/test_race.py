@@ -12,7 +12,7 @@ from recorded_rows import CEILINGS, assert_rows
 import rlx_gpu
 from rlx_gpu.bench import baselines, cpu, gate, host, matrix, providers, race
 from rlx_gpu.bench.shapes import count, gpt2_124m
-from rlx_gpu.compile_variants import STORAGES
+from rlx_gpu.kernels.formats import STORAGES
 
 QUICK = race.Effort(rounds=2, repeats=3, seconds=0.01)
 
@@ -82,13 +82,14 @@ def test_ten_steps_are_split_into_the_renewal_and_the_others() -> None:
 
 
 def test_the_host_bench_times_every_provider(monkeypatch) -> None:
-    from rlx_gpu import launch
+    from rlx_gpu.engine import launch
 
     monkeypatch.setattr(launch, "launch", launch.launch)  # the bench replaces it; put it back
     rows = host.measure(count=7, repeats=5)
-    assert [row["provider"] for row in rows[:8:2]] == [
+    assert [row["provider"] for row in rows[:10:2]] == [
         "rlx-gpu",
         "rlx-gpu, gradients moved",
+        "rlx-gpu, changing sets",
         "torch fused",
         "torch foreach",
     ]

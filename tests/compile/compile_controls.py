@@ -13,17 +13,17 @@ from pathlib import Path
 import triton
 import triton.language as tl
 
-from rlx_gpu.compile_report import Variant, compile_variant, measure
-from rlx_gpu.compile_variants import TABLES
+from rlx_gpu.compiled.report import Variant, compile_variant, measure
+from rlx_gpu.compiled.traffic import Block
+from rlx_gpu.compiled.variants import TABLES
 from rlx_gpu.kernels import elementwise
 from rlx_gpu.kernels.codecs import FLOAT32, Codec
 from rlx_gpu.kernels.rules import sgd
 from rlx_gpu.kernels.spec import Pass, RuleSpec
-from rlx_gpu.traffic import Block
 
 
 @triton.jit
-def load_unhinted(addresses, offsets, mask):
+def load_unhinted(addresses, offsets, mask, start):
     """float32 without the alignment hint of the full-block path."""
     pointer = addresses[0].to(tl.pointer_type(tl.float32)) + offsets
     if mask is None:
@@ -33,7 +33,7 @@ def load_unhinted(addresses, offsets, mask):
 
 
 @triton.jit
-def load_masked(addresses, offsets, mask):
+def load_masked(addresses, offsets, mask, start):
     """float32 with a mask in the full-block path as well."""
     pointer = addresses[0].to(tl.pointer_type(tl.float32)) + offsets
     if mask is None:
@@ -54,14 +54,14 @@ def greedy_rule(param, grad, state, hyper):
     return total, state
 
 
-UNHINTED = Codec("unhinted", ("float32",), load_unhinted, FLOAT32.store)
-MASKED = Codec("masked", ("float32",), load_masked, FLOAT32.store)
-GREEDY = RuleSpec("greedy", (), (Pass(greedy_rule, ("param",)),), lambda hyper, step, counters: (0.0, 0.0))
+UNHINTED = Codec("unhinted", FLOAT32.buffers, load_unhinted, FLOAT32.store)
+MASKED = Codec("masked", FLOAT32.buffers, load_masked, FLOAT32.store)
+GREEDY = RuleSpec("greedy", (), (Pass(greedy_rule, ("param",)),), sgd.ROW)
 
 
 def variant(spec: RuleSpec, grad: Codec) -> Variant:
-    """A rule of two scalars and no state, its gradient stored by a codec."""
-    constants = elementwise.constants(spec, 0, (FLOAT32, grad), 2)
+    """A rule without state, its gradient stored by a codec."""
+    constants = elementwise.constants(spec, 0, (FLOAT32, grad))
     block = Block((elementwise.BLOCK,), (elementwise.TAIL_BLOCK,))
     return Variant(spec.name, "elementwise", None, grad.name, elementwise.fused_step_kernel, constants, block, TABLES)
 
@@ -71,7 +71,7 @@ def rule_from(path: Path) -> RuleSpec:
     description = importlib.util.spec_from_file_location("same_module", path)
     module = importlib.util.module_from_spec(description)
     description.loader.exec_module(module)
-    return RuleSpec("same", (), (Pass(module.same_rule, ("param",)),), lambda hyper, step, counters: (0.0, 0.0))
+    return RuleSpec("same", (), (Pass(module.same_rule, ("param",)),), sgd.ROW)
 
 
 RULE_FILE = """

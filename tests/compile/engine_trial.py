@@ -1,21 +1,28 @@
 """Runs every optimizer's engine against Triton's compiler with the launch itself left out; prints JSON.
 
-No GPU: CPU tensors are declared the kernels' own, a stand-in driver names the target, and every launch becomes a
-`warmup`, which binds, specialises and compiles exactly as a launch would.
+No GPU: CPU tensors are declared the kernels' own, a stand-in driver names the target, and every launch is recorded or
+becomes a `warmup`, which binds, specialises and compiles exactly as a launch would.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from rlx_gpu import checks, launch, optim, plan
+from rlx_gpu import optim
+from rlx_gpu.compiled import variants as reported
+from rlx_gpu.engine import devices, launch
 from rlx_gpu.kernels.arithmetic import LAUNCH_OPTIONS
+from rlx_gpu.parity.storages import Formats, find_storages
+from rlx_gpu.parity.variants import Variant, variants
 from rlx_gpu.table import TABLE
+
+SCHEDULED = ("SOAP", "KronPSGD")  # with skip_nonfinite they wait for a word that nobody has computed
 
 
 class Target:
@@ -31,14 +38,24 @@ class Target:
         return 0
 
 
+empty = torch.empty
 kernels: dict[str, Any] = {}
 
 
-def compile_only(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+def compile_only(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
     """In place of a launch."""
-    if programs:
+    grid = (programs,) if isinstance(programs, int) else programs
+    if all(grid):
         kernels[kernel.__name__] = kernel
-        kernel.warmup(*arguments, grid=(programs,), **{**LAUNCH_OPTIONS, **constants})
+        kernel.warmup(*arguments, grid=grid, **{**LAUNCH_OPTIONS, **constants})
+
+
+def stand_in(in_place_of_a_launch: Callable[..., None]) -> None:
+    """Has kernels step CPU tensors, and something else done where they would be launched."""
+    driver.set_active(Target())
+    devices.interpreted = lambda: True
+    launch.launch = in_place_of_a_launch
+    torch.empty = lambda *given, **options: empty(*given, **options).zero_()  # nothing that a routine could choke on
 
 
 def compiled() -> dict[str, int]:
@@ -46,11 +63,22 @@ def compiled() -> dict[str, int]:
     return {name: len(kernel.device_caches[0][0]) for name, kernel in kernels.items()}
 
 
-def step(name: str, shapes: list[tuple[int, ...]], **hyper: Any) -> torch.optim.Optimizer:
-    """A fresh optimizer, stepped once."""
-    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    for param in params:
-        param.grad = torch.zeros_like(param)
+def step(
+    name: str, shapes: list[tuple[int, ...]], *dtypes: tuple[torch.dtype, torch.dtype], **hyper: Any
+) -> torch.optim.Optimizer:
+    """A fresh optimizer, stepped once.
+
+    Args:
+        name: of the optimizer.
+        shapes: of the parameters.
+        dtypes: of parameters and gradients, each pair for all shapes; float32 without one.
+        hyper: its arguments.
+    """
+    params = []
+    for own, grad in dtypes or ((torch.float32, torch.float32),):
+        for shape in shapes:
+            params.append(torch.nn.Parameter(torch.zeros(shape, dtype=own)))
+            params[-1].grad = torch.zeros(shape, dtype=grad)
     optimizer = getattr(optim, name)(params, **hyper)
     optimizer.step()
     return optimizer
@@ -59,25 +87,77 @@ def step(name: str, shapes: list[tuple[int, ...]], **hyper: Any) -> torch.optim.
 def trial(name: str) -> dict[str, Any]:
     """Variants compiled by a first step, and after everything that must not matter has changed."""
     hyper: dict[str, Any] = {} if name == "Adafactor" else {"lr": 1e-3}
-    # Those that wait for the device with skip_nonfinite would read sums that nobody has computed.
-    hyper["skip_nonfinite"] = name not in ("SOAP", "KronPSGD")
-    optimizer = step(name, [(4, 8), (5,)], **hyper, weight_decay=0.1)
+    hyper["skip_nonfinite"] = name not in SCHEDULED
+    optimizer = step(name, [(4, 8), (5,), (4, 8), (7,)], **hyper, weight_decay=0.1)
     first = compiled()
     group = optimizer.param_groups[0]
-    for lr, weight_decay in ((2e-3, 0.1), (0.0, 0.0), (1.0, 0.2)):
+    for lr, weight_decay in ((2e-3, 0.1), (0.0, 0.0), (1.0, 0.2), (torch.tensor(0.5), 0.2)):
         group.update(lr=lr, weight_decay=weight_decay)
+        optimizer.step(grad_scale=0.5)
+    for absent in group["params"]:
+        kept, absent.grad = absent.grad, None
         optimizer.step()
+        absent.grad = kept
     step(name, [(4, 8), (5,), (16, 16), (1025,), (3, 3, 3), (128, 256)], **hyper, weight_decay=0.3)
     return {"first": first, "later": compiled()}
 
 
+def sums_of_two_formats() -> list[int]:
+    """Variants of the kernel that finishes sums, before and after a guarded step with gradients of two formats."""
+    before = compiled()["finish_sums_kernel"]
+    both = ((torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16))
+    step("SGD", [(5,)], *both, lr=1e-3, skip_nonfinite=True)
+    return [before, compiled()["finish_sums_kernel"]]
+
+
+def unlike_the_report() -> dict[str, list[str]]:
+    """What steps launch and the report lacks, what only the report has, and what it has twice; but matrix kernels."""
+    made: dict[Any, str] = {}
+    now = ""
+
+    def record(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        made.setdefault((kernel, frozenset(constants.items())), f"{kernel.__name__} of {now}")
+
+    stand_in(record)
+    for algorithm in TABLE.values():
+        for formats in find_storages():
+            for variant in variants(algorithm):
+                now = f"{variant} in {formats}"
+                run(variant, formats)
+    matrix = {one.kernel for one in reported.variants() if one.family == "matrix"}
+    listed: dict[Any, list[str]] = {}
+    for one in reported.variants():
+        if one.kernel not in matrix:
+            listed.setdefault((one.kernel, frozenset(one.constants.items())), []).append(f"{one.name} {one.dtype}")
+    return {
+        "launched": [name for key, name in made.items() if key not in listed and key[0] not in matrix],
+        "reported": [names[0] for key, names in listed.items() if key not in made],
+        "twice": [" and ".join(names) for names in listed.values() if len(names) > 1],
+    }
+
+
+def run(variant: Variant, formats: Formats) -> None:
+    """A step of a matrix, a vector and a tensor of three dimensions in one storage.
+
+    Batches of matrices have the default's format, the only one in the report.
+    """
+    name, specs = variant.algorithm.name, variant.algorithm.rules.SPECS
+    batch_dtypes = {getattr(spec, "batch_dtype", None) for spec in specs}
+    hyper = {key: value for key, value in variant.hyper.items() if key not in batch_dtypes}
+    dtypes = getattr(torch, formats.param), getattr(torch, formats.grad)
+    options = {"state_dtype": formats.state, "rounding": formats.rounding, "skip_nonfinite": name not in SCHEDULED}
+    optimizer = step(name, [(4, 8), (5,), (2, 3, 4)], dtypes, **{**hyper, **options})
+    if hasattr(optimizer, "update_hessian"):
+        params = optimizer.param_groups[0]["params"]
+        optimizer.update_hessian(params, [param.grad for param in params])
+
+
 def main() -> None:
-    """Print what every optimizer compiled."""
-    driver.set_active(Target())
-    launch.launch = compile_only
-    for module in (checks, plan):
-        module.runs_kernels = lambda device: True
-    print(json.dumps({name: trial(name) for name in TABLE}))
+    """Print what every optimizer compiled, and how the report differs from what is launched."""
+    differing = unlike_the_report()
+    stand_in(compile_only)
+    trials = {name: trial(name) for name in TABLE}
+    print(json.dumps({"trials": trials, "sums": sums_of_two_formats(), "unlike the report": differing}))
 
 
 if __name__ == "__main__":

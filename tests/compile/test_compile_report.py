@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from compile_runs import environment, run_json
 
-from rlx_gpu.compile_report import architectures, capability, report, run, variants
-from rlx_gpu.sass import Access, Instruction, UnexpectedCode, ir_accesses, machine_accesses, ptx_accesses
-from rlx_gpu.traffic import Block, Traffic, traffic
+from rlx_gpu.compiled.report import architectures, capability, report, run, variants
+from rlx_gpu.compiled.sass import Access, Instruction, UnexpectedCode, ir_accesses, machine_accesses, ptx_accesses
+from rlx_gpu.compiled.traffic import Block, Traffic, traffic
 
 LINE, TAIL, SCALAR = ("codec.py", 1), ("codec.py", 2), ("driver.py", 3)
 BLOCK = Block((1024,), (128,))
@@ -24,20 +24,20 @@ FULL = [Instruction("load", 128, False, LINE)] * 2
 CODE = [Instruction("load", 64, False, SCALAR), *FULL, Instruction("load", 32, True, TAIL)]
 
 
-def test_command_selects_and_needs_no_torch(tmp_path):
+def test_command_selects_and_needs_no_torch(cache):
     code = (
-        "import sys; from rlx_gpu.compile_report import run\n"
+        "import sys; from rlx_gpu.compiled.report import run\n"
         "status = run('sm_90', ['lion'], ['bfloat16'], True)\n"
         "sys.exit(status or 3 * ('torch' in sys.modules))"
     )
-    (row,) = run_json(sys.executable, tmp_path, "-c", code)
+    (row,) = run_json(sys.executable, cache, "-c", code)
     assert (row["name"], row["optimizer"], row["dtype"]) == ("lion", "Lion", "bfloat16")
     assert row["bytes_per_param"] == 10
 
 
-def test_command_prints_a_table(tmp_path):
+def test_command_prints_a_table(cache):
     command = [sys.executable, "-m", "rlx_gpu", "kernels", "--optimizer", "sgd", "--dtype", "float32"]
-    shown = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    shown = subprocess.run(command, env=environment(cache), capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "sgd_nesterov" in shown.stdout and "registers" in shown.stdout
 
@@ -52,9 +52,9 @@ def test_an_arch_of_another_form_is_named(arch):
 
 @pytest.mark.parametrize("arch", ["sm_999", "sm_70", "sm_75"])
 @pytest.mark.parametrize("form", [[], ["--json"]], ids=["table", "json"])
-def test_an_arch_that_is_not_supported_lists_those_that_are(arch, form, tmp_path):
+def test_an_arch_that_is_not_supported_lists_those_that_are(arch, form, cache):
     command = [sys.executable, "-m", "rlx_gpu", "kernels", "--arch", arch, *form]
-    shown = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True)
+    shown = subprocess.run(command, env=environment(cache), capture_output=True, text=True)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.startswith(f"error: there is no supported architecture '{arch}'; choose from sm_80, ")
     assert shown.stderr.count("\n") == 1
@@ -67,16 +67,16 @@ def test_the_supported_architectures_are_those_of_the_bundled_compilers():
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_a_failed_compilation_is_named_and_prints_nothing_else(as_json, tmp_path):
+def test_a_failed_compilation_is_named_and_prints_nothing_else(as_json, cache):
     code = (
-        "import sys, triton; from rlx_gpu import compile_report\n"
+        "import sys, triton; from rlx_gpu.compiled import report\n"
         "def fail(*arguments, **options):\n"
         "    print('all of the PTX')\n"
         "    raise ValueError('ptxas says no')\n"
         "triton.compile = fail\n"
-        f"sys.exit(compile_report.run('sm_90', ['lion'], ['float32'], {as_json}))"
+        f"sys.exit(report.run('sm_90', ['lion'], ['float32'], {as_json}))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-c", code], env=environment(cache), capture_output=True, text=True)
     assert (shown.returncode, shown.stdout) == (1, "")
     assert "error: while compiling lion float32 for sm_90; ptxas says no\n" in shown.stderr
 
@@ -89,9 +89,9 @@ def test_interpreted_kernels_are_not_compiled(capsys):
 
 
 @pytest.mark.parametrize("choice", [(["adamv"], ()), ((), ["float8"])])
-def test_an_unknown_choice_lists_the_known(tmp_path, choice):
-    code = f"import sys; from rlx_gpu.compile_report import run; sys.exit(run('sm_90', *{choice!r}, True))"
-    shown = subprocess.run([sys.executable, "-c", code], env=environment(tmp_path), capture_output=True, text=True)
+def test_an_unknown_choice_lists_the_known(cache, choice):
+    code = f"import sys; from rlx_gpu.compiled.report import run; sys.exit(run('sm_90', *{choice!r}, True))"
+    shown = subprocess.run([sys.executable, "-c", code], env=environment(cache), capture_output=True, text=True)
     assert shown.returncode == 2
     assert "there is no" in shown.stderr and ("AdamW" in shown.stderr or "bfloat16_stochastic" in shown.stderr)
 

@@ -5,69 +5,86 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from compile_runs import ARCHES, PYTHONS, run_json
+import torch
+from compile_runs import ARCHES, PYTHONS, cases, run_json
 
-from rlx_gpu.compile_report import COLUMNS, STORAGES
-from rlx_gpu.kernels.spec import RuleSpec
+from rlx_gpu.compiled.report import COLUMNS, STORAGES
+from rlx_gpu.compiled.variants import batch_format, formats
+from rlx_gpu.kernels.formats import FORMATS
+from rlx_gpu.kernels.reductions import SQUARED_NORM
+from rlx_gpu.kernels.spec import FactoredSpec, MatrixSpec
 from rlx_gpu.table import TABLE
 
 ELEMENTS = ("float32", "bfloat16", "float16")  # what matrix products take
 MAX_REGISTERS = 128  # four blocks of 128 threads on a multiprocessor, enough to keep its memory busy
-# Bytes a parameter in float32 of the launches that pass over fewer streams than all: which, no declaration says.
-FEWER_BYTES = {
+# What the launches of the factored driver read and write, whatever the optimizer.
+FACTORED = {"sums": ("grad",), "norms": ("param", "grad"), "update": ("param", "grad", "param")}
+# Bytes a parameter in float32 that do not rest on what rules declare.
+KNOWN = {
+    "sgd": 12,
+    "sgd_momentum": 20,
+    "lion": 20,
+    "adamw": 28,
+    "adamw_amsgrad": 36,
+    "sophia": 24,
     "sophia_hessian": 12,
+    "lamb/1": 24,
     "lamb/2": 16,
     "mars/1": 8,
+    "mars/2": 36,
     "adafactor/sums": 4,
-    "adafactor/moments": 0,
     "adafactor/norms": 8,
     "adafactor/update": 12,
-    "muon_momentum/1": 12,
-    "muon_momentum/2": 8,
-    "muon_nesterov/1": 12,
-    "muon_nesterov/2": 12,
-    "soap_rotated": 24,
     "squared_norm": 4,
-    "finish_sums/1": 0,
-    "finish_sums/2": 0,
-    "guard": 0,
+    "gather": 8,
+    "soap/apply": 12,
+    "muon/apply": 10,
 }
 
 
-def bytes_per_param():
-    """Launch -> bytes a parameter in float32: every stream read once, and those that the pass declares stored."""
-    specs = [spec for algorithm in TABLE.values() for spec in algorithm.rules.SPECS if isinstance(spec, RuleSpec)]
-    streams = {
-        spec.name if len(spec.passes) == 1 else f"{spec.name}/{number}": 2 + len(spec.slots) + len(current.writes)
-        for spec in specs
-        for number, current in enumerate(spec.passes, start=1)
-    }
-    return {name: 4 * count for name, count in streams.items()} | FEWER_BYTES
+def bytes_per_param(dtype):
+    """Launch -> bytes a parameter in a storage, of those that move any: the streams they are declared to move."""
+    moved = {}
+    for algorithm in TABLE.values():
+        for spec in algorithm.rules.SPECS:
+            if isinstance(spec, FactoredSpec):
+                own = formats(spec, algorithm, dtype)
+                moved |= {f"{spec.name}/{launch}": size(own, streams) for launch, streams in FACTORED.items()}
+            elif isinstance(spec, MatrixSpec):
+                batch = batch_format(spec, algorithm)
+                moved |= of_passes(spec.prepare.name, spec.prepare, formats(spec.prepare, algorithm, dtype, batch))
+                apply = f"{spec.name}/{spec.apply.name}"
+                moved |= of_passes(apply, spec.apply, formats(spec.apply, algorithm, dtype, batch))
+            else:
+                moved |= of_passes(spec.name, spec, formats(spec, algorithm, dtype))
+    return moved | of_passes("squared_norm", SQUARED_NORM, formats(SQUARED_NORM, None, dtype))
 
 
-def label(python: str) -> str:
-    """Names an interpreter by its virtual environment."""
-    return Path(python).parents[1].name
+def of_passes(name, spec, own):
+    """The bytes of each pass of a rule whose streams have these formats."""
+    names = [name] if len(spec.passes) == 1 else [f"{name}/{number + 1}" for number in range(len(spec.passes))]
+    moved = [(own if current.reads is None else current.reads, current.writes) for current in spec.passes]
+    return {name: size(own, [*reads, *writes]) for name, (reads, writes) in zip(names, moved, strict=True)}
 
 
-@pytest.fixture(scope="module", params=PYTHONS, ids=label)
-def python(request):
-    """An interpreter with some version of Triton."""
-    return request.param
+def size(own, streams):
+    """Bytes of one number of each of these streams."""
+    buffers = [buffer for stream in streams for buffer in FORMATS[own[stream]]]
+    return sum(getattr(torch, buffer.dtype).itemsize / buffer.group for buffer in buffers)
 
 
-@pytest.fixture(scope="module", params=ARCHES)
-def rows(request, python, tmp_path_factory):
-    """The report for one architecture."""
-    cache = tmp_path_factory.mktemp("cache")
-    return run_json(python, cache, "-m", "rlx_gpu", "kernels", "--arch", request.param, "--json")
+@pytest.fixture(scope="module", params=cases(PYTHONS, ARCHES))
+def rows(request, cache):
+    """The report for one architecture, by an interpreter with some version of Triton."""
+    python, arch = request.param
+    return run_json(python, cache, "-m", "rlx_gpu", "kernels", "--arch", arch, "--json")
 
 
-@pytest.fixture(scope="module")
-def controls(python, tmp_path_factory):
+@pytest.fixture(scope="module", params=cases(PYTHONS))
+def controls(request, cache, tmp_path_factory):
     """What became of the kernels that must be refused."""
-    folder = tmp_path_factory.mktemp("controls")
-    return run_json(python, folder, str(Path(__file__).with_name("compile_controls.py")), str(folder), "sm_90")
+    script, folder = Path(__file__).with_name("compile_controls.py"), tmp_path_factory.mktemp("controls")
+    return run_json(request.param, cache, str(script), str(folder), "sm_90")
 
 
 def spilling(rows):
@@ -94,11 +111,11 @@ def test_every_row_says_everything(rows):
     assert all(tuple(row) == COLUMNS for row in rows)
 
 
-def test_every_algorithm_is_compiled_in_every_storage(rows):
-    compiled = {(row["optimizer"], row["dtype"]) for row in rows if row["optimizer"]}
-    own = [name for name, algorithm in TABLE.items() if algorithm.rules.SPECS]
-    assert compiled == {(name, dtype) for name in own for dtype in STORAGES}
+def test_rows_are_named_once_and_every_optimizer_has_some(rows):
+    """That they are those of every launch in every storage is shown with the engine's launches."""
     assert len({(row["name"], row["dtype"]) for row in rows}) == len(rows)
+    assert {row["optimizer"] for row in rows} == {None, *TABLE}
+    assert {row["dtype"] for row in rows} == {*STORAGES}
 
 
 def test_no_kernel_spills(rows):
@@ -110,8 +127,9 @@ def test_every_stream_is_accessed_128_bits_at_a_time(rows):
 
 
 def test_only_kernels_without_streams_have_no_width(rows):
-    without = {row["name"] for row in streaming(rows) if row["vector_bits"] is None}
-    assert without == {name for name, moved in bytes_per_param().items() if not moved}
+    without = {row["name"].split("/")[0] for row in rows if row["vector_bits"] is None and row["family"] != "rows"}
+    assert without == {"adafactor", "finish_sums", "guard", "symmetric_product", "split", "householder"}
+    assert {row["vector_bits"] for row in rows if row["family"] == "rows"} == {None}
 
 
 def test_matrix_kernels_serve_all_and_stream_over_nothing(rows):
@@ -127,12 +145,18 @@ def test_registers_stay_below_the_ceiling(rows):
 
 
 def test_every_stream_moves_once_in_its_own_width(rows):
-    expected = bytes_per_param()
-    moved = {row["name"]: row["bytes_per_param"] for row in streaming(rows) if row["dtype"] == "float32"}
-    assert moved == expected
+    """A rule that neither stores nor sums up what depends on a stream says so: `reads` of its pass."""
+    expected = {dtype: bytes_per_param(dtype) for dtype in STORAGES}
+    found, wanted = {}, {}
     for row in streaming(rows):
-        if row["dtype"] in ("bfloat16", "bfloat16_stochastic"):
-            assert row["bytes_per_param"] == expected[row["name"]] / 2, row
+        launch = f"{row['name']} {row['dtype']}"
+        found[launch], wanted[launch] = row["bytes_per_param"], expected[row["dtype"]].get(row["name"], 0)
+    assert found == wanted
+
+
+def test_the_bytes_that_steps_move_are_known(rows):
+    moved = {row["name"]: row["bytes_per_param"] for row in rows if row["dtype"] == "float32"}
+    assert {name: moved[name] for name in KNOWN} == KNOWN
 
 
 def test_checks_pass_a_good_kernel(controls):

@@ -15,8 +15,8 @@ COPY = "LDGSTS.E.BYPASS.128"
 
 
 @pytest.fixture(scope="module")
-def trial(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return run_json(sys.executable, tmp_path_factory.mktemp("cache"), str(TRIAL))
+def trial(cache: Path) -> dict[str, Any]:
+    return run_json(sys.executable, cache, str(TRIAL))
 
 
 def executed(trial: dict[str, Any], name: str, start: str) -> list[str]:

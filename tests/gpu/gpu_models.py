@@ -6,10 +6,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from variants import VARIANTS
 
 import rlx_gpu
 
 STEPS = 3
+NUMEL = 1 << 20
+
+
+def make(variant: str, params: Any, **more: Any) -> Any:
+    """The torch face of a variant."""
+    name, hyper = VARIANTS[variant]
+    return getattr(rlx_gpu.optim, name)(params, **{**hyper, **more})
+
+
+def make_params(device: str, numel: int = NUMEL) -> list[torch.nn.Parameter]:
+    """Two large vectors, a matrix and a small vector, with gradients."""
+    shapes = [(numel,), (numel // 1024, 1024), (numel + 7,), (13,)]
+    params = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params
 
 
 def make_tensors(dtype: torch.dtype, device: str, seed: int = 0) -> dict[str, torch.Tensor]:

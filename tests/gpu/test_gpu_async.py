@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_models import make_grads, make_tensors
+from gpu_models import NUMEL, make, make_grads, make_params, make_tensors
 from variants import MATRIX, SCHEDULED, VARIANTS
 
 import rlx_gpu
-from rlx_gpu import launch, optim
-
-NUMEL = 1 << 20
-
-
-def make(variant, params, **more):
-    name, hyper = VARIANTS[variant]
-    return getattr(optim, name)(params, **{**hyper, **more})
-
-
-def make_params(device, numel=NUMEL):
-    """Two large vectors, a matrix and a small one."""
-    shapes = [(numel,), (numel // 1024, 1024), (numel + 7,), (13,)]
-    params = [torch.nn.Parameter(torch.randn(shape, device=device)) for shape in shapes]
-    for param in params:
-        param.grad = torch.randn_like(param)
-    return params
+from rlx_gpu import optim
+from rlx_gpu.engine import launch
 
 
 @pytest.mark.gpu
@@ -109,11 +94,11 @@ def test_state_takes_what_state_bytes_says(variant):
 
 def variants_compiled():
     """How many variants of every kernel lie in Triton's caches."""
-    from rlx_gpu.kernels import elementwise, factored, reductions
+    from rlx_gpu.kernels import elementwise, factored, reductions, rows
 
     kernels = [
         value
-        for module in (elementwise, factored, reductions)
+        for module in (elementwise, factored, reductions, rows)
         for key, value in vars(module).items()
         if key.endswith("_kernel") and hasattr(value, "device_caches")
     ]
@@ -167,7 +152,7 @@ def test_launches_do_not_grow_with_the_number_of_tensors(variant, device):
 
     few = launches(1)
     assert few == launches(40 if device == "cuda" else 4)
-    assert few <= 9  # Adafactor: six for its matrices and three for its vectors
+    assert few <= 11  # Adafactor: six for its matrices, three for its vectors, and a launch of rows for each
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -7,7 +7,8 @@ import torch
 from matrix_models import Pair, as_array, assert_below
 
 import rlx_gpu
-from rlx_gpu import launch, optim
+from rlx_gpu import optim
+from rlx_gpu.engine import launch
 from rlx_gpu.matrix import newton_schulz as routine
 from rlx_gpu.matrix.orthogonal import eigenbasis, orthogonal_iteration
 from rlx_gpu.matrix.products import matmul, symmetric_product

@@ -11,7 +11,7 @@ from gpu_models import STEPS, assert_close, make_grads, make_tensors, run, run_r
 from variants import BASE, OPTIMIZERS, VARIANTS
 
 import rlx_gpu
-from rlx_gpu import TABLE, optim
+from rlx_gpu import TABLE, optim, trait
 from rlx_gpu.parity.cases import DEFAULT_SHAPES, parse_shapes
 from rlx_gpu.parity.storages import find_storages
 from rlx_gpu.parity.trial import run_trial
@@ -52,7 +52,7 @@ def assert_one_face(variant, formats, device, monkeypatch):
     tensors, twins = (make_tensors(getattr(torch, formats.param), device) for _ in range(2))
     groups = [-(-tensor.numel() // 8) * 8 for tensor in tensors.values()]  # the bits of 8 elements are drawn at once
     origins = dict(zip(tensors, itertools.accumulate(groups, initial=0), strict=False))
-    monkeypatch.setattr(rlx_gpu.optimizer, "origin", origins.__getitem__)
+    monkeypatch.setattr(trait, "origin", origins.__getitem__)
     run(getattr(rlx_gpu, name)(**hyper, **options), twins)
     params = {key: torch.nn.Parameter(tensor) for key, tensor in tensors.items()}
     optimizer = getattr(optim, name)(params.values(), **hyper, **options)

@@ -36,24 +36,24 @@ def store_kernel(
     key = (tl.load(key_ptr), tl.load(key_ptr + 1).to(tl.int32), tl.load(key_ptr + 2), runs)
     value = tl.load(values_ptr + offsets)
     if MASKED:
-        STORE((tl.load(address_ptr),), offsets, offsets < count, value, key)
+        STORE((tl.load(address_ptr),), offsets, offsets < count, 0, value, key)
     else:
-        STORE((tl.load(address_ptr),), offsets, None, value, key)
+        STORE((tl.load(address_ptr),), offsets, None, 0, value, key)
 
 
 @triton.jit
 def load_kernel(values_ptr, address_ptr, count, LOAD: tl.constexpr, MASKED: tl.constexpr, SIZE: tl.constexpr):
     offsets = tl.arange(0, SIZE).to(tl.int64)
     if MASKED:
-        value = LOAD((tl.load(address_ptr),), offsets, offsets < count)
+        value = LOAD((tl.load(address_ptr),), offsets, offsets < count, 0)
     else:
-        value = LOAD((tl.load(address_ptr),), offsets, None)
+        value = LOAD((tl.load(address_ptr),), offsets, None, 0)
     tl.store(values_ptr + offsets, value)
 
 
 def store(codec, values, count=SIZE, target=None):
     """The buffer after storing the first `count` values."""
-    target = torch.zeros(SIZE, dtype=getattr(torch, codec.buffers[0])) if target is None else target
+    target = torch.zeros(SIZE, dtype=getattr(torch, codec.buffers[0].dtype)) if target is None else target
     address, key = torch.tensor([target.data_ptr()]), torch.tensor(KEY)
     masked = count < SIZE
     store_kernel[(1,)](torch.from_numpy(values), address, key, count, STORE=codec.store, MASKED=masked, SIZE=SIZE)
@@ -72,7 +72,7 @@ def rounded(codec, values):
     if codec.name == "bfloat16_stochastic":
         seed, step, origin = KEY
         return stochastic_bfloat16(values, seed, step, origin + np.arange(SIZE, dtype=np.int64))
-    return round_to(values.astype(np.float64), codec.buffers[0])
+    return round_to(values.astype(np.float64), codec.buffers[0].dtype)
 
 
 floats = arrays(np.uint32, SIZE, elements=st.integers(0, 2**32 - 1)).map(lambda words: words.view(np.float32))
@@ -96,7 +96,7 @@ def test_a_stored_float32_comes_back_as_the_reference_rounds_it(codec, values):
 @settings(max_examples=40, deadline=None)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_load_is_exact(codec, words):
-    dtype = getattr(torch, codec.buffers[0])
+    dtype = getattr(torch, codec.buffers[0].dtype)
     pattern = np.arange(words, words + SIZE).astype(np.uint16 if dtype.itemsize == 2 else np.uint32)
     source = torch.from_numpy(pattern << (16 if dtype.itemsize == 4 else 0)).view(dtype)
     assert_array_equal(load(codec, source), source.float().numpy())
@@ -106,7 +106,7 @@ def test_a_load_is_exact(codec, words):
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 def test_masked_lanes_are_neither_written_nor_read(codec, count):
     values = np.linspace(1, 2, SIZE, dtype=np.float32)
-    target = torch.full((SIZE,), -5.0, dtype=getattr(torch, codec.buffers[0]))
+    target = torch.full((SIZE,), -5.0, dtype=getattr(torch, codec.buffers[0].dtype))
     store(codec, values, count, target)
     assert_array_equal(target[count:].float().numpy(), -5.0)
     assert_array_equal(target[:count].double().numpy(), rounded(codec, values)[:count])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlx_gpu import launch
+from rlx_gpu.engine import launch
 from rlx_gpu.kernels import householder
 from rlx_gpu.matrix import products, tiled
 from rlx_gpu.matrix.products import householder_

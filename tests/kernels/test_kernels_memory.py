@@ -10,7 +10,7 @@ from kernel_trials import Trial, all_bits, assert_same_bits, bits
 from torch.utils._python_dispatch import TorchDispatchMode
 from variants import ELEMENTWISE
 
-from rlx_gpu import launch
+from rlx_gpu.engine import launch
 from rlx_gpu.parity.cases import normal
 
 SHAPES = {"row": (37,), "long": (1031,), "matrix": (5, 131), "tile": (32, 128), "volume": (2, 3, 5)}

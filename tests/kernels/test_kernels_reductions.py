@@ -11,7 +11,9 @@ from numpy.testing import assert_array_equal
 from variants import ELEMENTWISE, named
 
 import rlx_gpu
-from rlx_gpu import launch, reference
+from rlx_gpu import reference
+from rlx_gpu.engine.elementwise import finish_sums
+from rlx_gpu.engine.norms import squared_norm
 from rlx_gpu.parity.cases import normal
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -54,7 +56,7 @@ def test_squared_norm_counts_what_is_not_finite():
         torch.tensor([[np.inf], [-np.inf]]),
         torch.ones(2, dtype=torch.float16),
     ]
-    assert launch.squared_norm(tensors, torch.device("cpu")).tolist() == [7.0, 3.0]
+    assert squared_norm(tensors, torch.device("cpu")).tolist() == [7.0, 3.0]
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 1.0, 40.0, 1e9, float("inf")])
@@ -79,7 +81,7 @@ def test_finish_sums_adds_its_range_in_float64():
     partials = torch.from_numpy(np.random.default_rng(2).normal(size=(2500, 2)).astype(np.float32) * 1e4)
     ranges = np.array([[0, 0], [0, 1], [3, 1500], [2499, 2500], [2500, 2500], [0, 2500], [7, 7]])
     sums = torch.full((len(ranges), 2), float("nan"))
-    launch.finish_sums(partials, torch.from_numpy(ranges), sums)
+    finish_sums(partials, torch.from_numpy(ranges), sums)
     wanted = [partials[first:last].double().sum(dim=0).float().tolist() for first, last in ranges]
     np.testing.assert_allclose(sums.numpy(), wanted, rtol=2.0**-23, atol=0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlx_gpu import launch
+from rlx_gpu.engine import launch
 from rlx_gpu.kernels.symmetric import symmetric_product_kernel
 from rlx_gpu.kernels.tiles import tilings
 from rlx_gpu.matrix import products, tiled
@@ -159,9 +159,9 @@ def test_a_factor_that_is_the_term_is_read_as_is_faster(dtype, unit, transposed,
     a = symmetric(2, 40, dtype)
     a = a.mT if transposed else a
     read = []
-    original = tiled.launch
+    original = launch.launch
     monkeypatch.setattr(
-        tiled, "launch", lambda *given, **named: read.append((given, named)) or original(*given, **named)
+        launch, "launch", lambda *given, **named: read.append((given, named)) or original(*given, **named)
     )
     assert_product(symmetric_product(a, out=poisoned(2, 40, dtype), alpha=0.5, beta=2.0, c=a), a, 0.5, 2.0, a)
     ((given, named),) = read
@@ -171,9 +171,9 @@ def test_a_factor_that_is_the_term_is_read_as_is_faster(dtype, unit, transposed,
 def test_float32_is_copied_into_the_layout_of_tensor_cores(monkeypatch):
     """Unless its sizes allow no vector loads even then."""
     units = []
-    original = tiled.launch
+    original = launch.launch
     monkeypatch.setattr(
-        tiled, "launch", lambda *given, **named: units.append(named["UNIT"]) or original(*given, **named)
+        launch, "launch", lambda *given, **named: units.append(named["UNIT"]) or original(*given, **named)
     )
     for view in (drawn((2, 24, 40)).mT, drawn((2, 80, 48))[:, ::2, ::2], drawn((2, 24, 36)).mT, drawn((2, 20, 40)).mT):
         assert_product(symmetric_product(view), view)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlx_gpu import launch
+from rlx_gpu.engine import launch
 from rlx_gpu.kernels import tf32 as kernels
 from rlx_gpu.kernels.tf32 import split_kernel
 from rlx_gpu.matrix import products, tiled

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from matrix_steps import told
 
-from rlx_gpu.kernels.rules import kronpsgd as rule
+from rlx_gpu.kernels.rules.kronpsgd import DIAGONAL, KRON
 from rlx_gpu.matrix import kron
-from rlx_gpu.matrix.turn import Turn
 from rlx_gpu.reference import hyper as declared
 from rlx_gpu.reference import kronpsgd as reference
 
-COUNTERS = reference.SCALAR_SLOTS
 # float32 against float64, relative to the distance walked and to the largest entry of a slot. The largest seen in any
 # case here is 9e-7, fifteen roundings of 2⁻²⁴; another order of summation gives others.
 TOLERANCE = 4e-6
@@ -24,17 +23,14 @@ def hypers(**given):
 class Batch:
     """Parameters of one shape, stepped by the routine as one batch and by the reference one by one."""
 
-    def __init__(self, count, shape, dtype=torch.float32, starts=None, credits=None, **given):
+    def __init__(self, count, shape, dtype=torch.float32, starts=None, **given):
         self.hyper, self.rng, self.shape = hypers(**given), np.random.default_rng(7), shape
         self.steps = list(starts or [0] * count)
         self.expected = [self.rng.standard_normal(shape) for _ in range(count)]
         self.states = [reference.init_state(shape, **self.hyper) for _ in range(count)]
-        for state, credit in zip(self.states, credits or [0.0] * count, strict=True):
-            state["update_credit"] = np.array(credit)
-        self.counters = [{slot: float(state[slot]) for slot in COUNTERS} for state in self.states]
         self.walked = np.zeros((count, *shape))
         self.param = torch.tensor(np.stack(self.expected))  # float64, so that only the direction's errors are seen
-        slots = {slot: array.shape for slot, array in self.states[0].items() if slot not in COUNTERS}
+        slots = {slot: array.shape for slot, array in self.states[0].items()}
         self.state = {
             slot: torch.zeros(count, *size, dtype=torch.float32 if "lipschitz" in slot else dtype)
             for slot, size in slots.items()
@@ -43,16 +39,14 @@ class Batch:
     def gradients(self):
         return self.rng.standard_normal((len(self.expected), *self.shape)).astype(np.float32)
 
-    def turn(self):
-        before = [dict(counters) for counters in self.counters]
+    def told(self, **other):
+        """The next step."""
         self.steps = [step + 1 for step in self.steps]
-        for step, counters in zip(self.steps, self.counters, strict=True):
-            rule.scalars(self.hyper, step, counters)
-        return Turn(tuple(self.steps), columns(before), columns(self.counters))
+        return told(KRON if len(self.shape) == 2 else DIAGONAL, {**self.hyper, **other}, self.steps)
 
     def step(self, grads, layout=torch.clone, **other):
         """One step of both with float32 gradients [B, ...]; `other` are hyperparameters for the routine alone."""
-        update = kron.direction(layout(torch.tensor(grads)), self.state, {**self.hyper, **other}, self.turn())
+        update = kron.direction(layout(torch.tensor(grads)), self.state, self.told(**other))
         self.param -= self.hyper["lr"] * (update + self.hyper["weight_decay"] * self.param)
         for i, (param, state) in enumerate(zip(self.expected, self.states, strict=True)):
             grad = grads[i].astype(np.float64)
@@ -65,17 +59,11 @@ class Batch:
         for slot, actual in self.state.items():
             expected = np.stack([state[slot] for state in self.states])
             found[slot] = error(actual, expected, expected)
-        for slot in COUNTERS:
-            assert [counters[slot] for counters in self.counters] == [float(state[slot]) for state in self.states]
         return found
 
     def check(self, tolerance=TOLERANCE):
         for slot, size in self.errors().items():
             assert size <= tolerance, f"{slot} is off by {size:.1e}, more than {tolerance:.1e}"
-
-
-def columns(counters):
-    return {slot: tuple(own[slot] for own in counters) for slot in COUNTERS}
 
 
 def error(actual, expected, size):

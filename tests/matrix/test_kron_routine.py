@@ -8,8 +8,9 @@ import torch
 from kron_batch import TOLERANCE, Batch, error
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlx_gpu import launch
+from rlx_gpu.engine import launch
 from rlx_gpu.matrix import kron, products
+from rlx_gpu.reference import kronpsgd as reference
 
 CHECKED = (1, 2, 20)
 
@@ -83,29 +84,32 @@ def test_gradients_held_column_by_column(shape):
 
 @pytest.mark.parametrize("shape", [(9, 9), (6, 11), (10,)], ids=str)
 @pytest.mark.parametrize("due", ["side by side", "scattered"])
-def test_a_batch_with_different_steps_and_schedules(shape, due):
-    """From step 2500 on the factors are updated about every seventh step; which step depends on the credit."""
-    credits = [0.95, 0.95, 0.2, 0.2] if due == "side by side" else [0.95, 0.2, 0.95, 0.3]
-    batch = Batch(4, shape, starts=[2500, 2500, 2503, 2510], credits=credits)
+def test_a_batch_with_different_steps(shape, due):
+    """From step 2500 on the factors are updated about every seventh step; which step depends on t alone."""
+    starts = [2500, 2500, 2503, 2510] if due == "side by side" else [2500, 2503, 2500, 2510]
+    batch = Batch(4, shape, starts=starts)
     seen = set()
     for _ in range(20):
-        before = [counters["update_count"] for counters in batch.counters]
+        before = [kron.factor_updates(step) for step in batch.steps]
         batch.step(batch.gradients())
         batch.check()
-        now = zip(before, batch.counters, strict=True)
-        seen.add(tuple(counters["update_count"] > old for old, counters in now))
+        seen.add(tuple(kron.factor_updates(step) > old for step, old in zip(batch.steps, before, strict=True)))
     assert (True, True, False, False) in seen if due == "side by side" else (True, False, True, False) in seen
     assert (False,) * 4 in seen
 
 
+def test_updates_of_the_factors_are_the_references():
+    """Around each of the first ten thousand steps, and far out."""
+    steps = [*range(10_000), *range(10**7, 10**7 + 100)]
+    assert [kron.factor_updates(step) for step in steps] == [reference.factor_updates(step) for step in steps]
+
+
 def test_matrices_not_due_keep_their_factors_bit_by_bit():
-    batch = Batch(3, (8, 8))
+    due = next(t for t in range(2500, 2600) if kron.factor_updates(t) > kron.factor_updates(t - 1))
+    batch = Batch(3, (8, 8), starts=[due - 2, due - 1, due - 2])
     for _ in range(2):
+        kept = {slot: tensor.clone() for slot, tensor in batch.state.items()}
         batch.step(batch.gradients())
-    for counters, credit in zip(batch.counters, (0.0, -1.0, 0.0), strict=True):
-        counters["update_credit"] = credit
-    kept = {slot: tensor.clone() for slot, tensor in batch.state.items()}
-    kron.direction(torch.tensor(batch.gradients()), batch.state, batch.hyper, batch.turn())
     for slot in ("left_factor", "right_factor", "left_lipschitz", "right_lipschitz"):
         same = [torch.equal(new, old) for new, old in zip(batch.state[slot], kept[slot], strict=True)]
         assert same == [False, True, False], slot
@@ -135,11 +139,12 @@ def test_zero_gradients_leave_the_factors_alone(shape):
 
 def test_a_first_gradient_between_updates_of_the_factors():
     """The factors are k·I of every gradient until they have been updated once."""
-    batch = Batch(2, (7, 7), starts=[4000, 4000], credits=[0.5, 0.96])
+    starts = [4005, 4050]
+    batch = Batch(2, (7, 7), starts=starts)
     for _ in range(20):
         batch.step(batch.gradients())
         batch.check()
-    assert [counters["update_count"] for counters in batch.counters] == [1, 1]
+    assert [kron.factor_updates(start + 20) - kron.factor_updates(start) for start in starts] == [1, 1]
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e12])
@@ -173,10 +178,7 @@ def test_one_singular_value_unlike_the_others(spread):
 
 
 def test_both_factors_are_balanced_at_every_hundredth_update():
-    batch = Batch(3, (8, 12))
-    for counters, state, count in zip(batch.counters, batch.states, (97, 0, 98), strict=True):
-        counters["update_count"] = float(count)
-        state["update_count"] = np.array(float(count))
+    batch = Batch(3, (8, 12), starts=[97, 0, 98])
     for step in range(1, 5):
         batch.step(batch.gradients())
         batch.check()
@@ -201,9 +203,7 @@ def test_a_gradient_that_is_not_finite_reaches_its_own_matrix_only(shape, bad):
 
 
 def test_a_first_gradient_with_a_nan():
-    update = kron.direction(
-        torch.full((1, 4, 4), torch.nan), (batch := Batch(1, (4, 4))).state, batch.hyper, batch.turn()
-    )
+    update = kron.direction(torch.full((1, 4, 4), torch.nan), (batch := Batch(1, (4, 4))).state, batch.told())
     assert torch.isnan(update).all()
 
 
@@ -229,7 +229,7 @@ def test_the_factors_whiten():
     whitened, raw = [], []
     for step in range(400):
         grad = (spread[0] @ batch.rng.standard_normal((m, n)) @ spread[1].T).astype(np.float32)[None]
-        update = kron.direction(torch.tensor(grad), batch.state, {**batch.hyper, "clip_update_rms": 1e3}, batch.turn())
+        update = kron.direction(torch.tensor(grad), batch.state, batch.told(clip_update_rms=1e3))
         if step >= 200:
             whitened.append(update[0].double().numpy())
             raw.append(grad[0] / np.sqrt(np.mean(grad**2)))
@@ -264,9 +264,9 @@ def test_the_number_of_launches_does_not_depend_on_the_batch(shape):
     for count in (2, 7):
         batch = Batch(count, shape)
         batch.step(batch.gradients())
-        grads = torch.tensor(batch.gradients())
+        grads, step = torch.tensor(batch.gradients()), batch.told()
         with Calls() as calls:
-            kron.direction(grads, batch.state, batch.hyper, batch.turn())
+            kron.direction(grads, batch.state, step)
         counts[count] = calls.names
         reads = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "item"}
         assert not {name.split(".")[1] for name in calls.names} & reads

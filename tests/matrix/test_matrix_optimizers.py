@@ -7,8 +7,8 @@ import torch
 from matrix_models import Pair, as_array, assert_below
 
 import rlx_gpu
-from rlx_gpu import launch
-from rlx_gpu.matrix import muon, products
+from rlx_gpu.engine import launch
+from rlx_gpu.matrix import kron, muon, products, soap
 
 MUON = {
     "plain": {},
@@ -82,8 +82,8 @@ def test_muon(variant):
 def test_muon_in_waves(variant, monkeypatch):
     """A workspace for some matrices at a time changes no bit; each takes a launch before and one after."""
     runs = []
-    for most in (muon.WAVE_ELEMENTS, 300):
-        monkeypatch.setattr(muon, "WAVE_ELEMENTS", most)
+    for most in (muon.MOST_ELEMENTS, 300):
+        monkeypatch.setattr(muon, "MOST_ELEMENTS", most)
         pair = Pair("Muon", {"ns_dtype": "float32", **MUON[variant]})
         pair.step()
         before = launch.launches.total()
@@ -257,14 +257,12 @@ def test_parameters_that_come_and_go(name):
     assert_below(pair.slot_errors(), 1e-3)
 
 
-@pytest.mark.parametrize("name", ["SOAP", "KronPSGD"])
-def test_large_batches_go_in_chunks(name, monkeypatch):
-    from rlx_gpu.matrix import bucket
-
+@pytest.mark.parametrize(("name", "routine"), [("SOAP", soap), ("KronPSGD", kron)], ids=["SOAP", "KronPSGD"])
+def test_large_batches_go_in_chunks(name, routine, monkeypatch):
     pair, whole = (Pair(name, {}, {f"m{i}": (8, 8) for i in range(5)}) for _ in range(2))
     for _ in range(3):
         whole.step()
-    monkeypatch.setattr(bucket, "WORKSPACE_ELEMENTS", 130)
+    monkeypatch.setattr(routine, "MOST_ELEMENTS", 130)
     for _ in range(3):
         pair.step()
     for key in pair.params:

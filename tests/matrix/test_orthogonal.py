@@ -15,6 +15,7 @@ from rlx_gpu.reference import soap as reference
 
 SIZES = (1, 2, 7, 33)
 ORTHONORMAL = 1e-6  # of an entry of QᵀQ; the sums in it are float32's
+BY_TORCH = 2e-6  # the same where torch multiplies: its sums of 300 terms differ with the processor
 
 
 def deviation(basis):
@@ -47,14 +48,14 @@ def spectra(size):
     }
 
 
-def check_orthonormal(spectrum, size, batch):
+def check_orthonormal(spectrum, size, batch, most=ORTHONORMAL):
     """Eigenvectors, and iterations that start from them and from a basis that has nothing to do with the matrix."""
     cov, _ = covariance(spectra(size)[spectrum], batch)
-    assert deviation(eigenbasis(cov)) < ORTHONORMAL
+    assert deviation(eigenbasis(cov)) < most
     for basis in (eigenbasis(cov), orthogonal_matrices(batch, size).float()):
         for _ in range(2):
             basis = orthogonal_iteration(cov, basis)
-            assert deviation(basis) < ORTHONORMAL
+            assert deviation(basis) < most
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -72,7 +73,7 @@ def test_large_bases_need_no_householder(spectrum, size, base, monkeypatch):
     flags = []
     original = orthogonal.householder_
     monkeypatch.setattr(orthogonal, "householder_", lambda q, failed: flags.append(failed) or original(q, failed))
-    check_orthonormal(spectrum, size, 1)
+    check_orthonormal(spectrum, size, 1, BY_TORCH)
     assert len(flags) == 6
     assert not torch.cat(flags).any()
 

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from matrix_steps import told
 
-from rlx_gpu.launch import launches
+from rlx_gpu.engine.launch import launches
+from rlx_gpu.kernels.rules.soap import SOAP
 from rlx_gpu.matrix import soap
 from rlx_gpu.matrix.soap import direction, drop_rounding_
-from rlx_gpu.matrix.turn import Turn
 from rlx_gpu.reference import soap as reference
 
 HYPER = {hyper.name: hyper.default for hyper in reference.HYPERPARAMETERS} | {
@@ -75,8 +76,8 @@ def rounded(states):
     ]
 
 
-def turn(steps, phases):
-    return Turn(tuple(steps), after={"phase": tuple(map(float, phases))})
+def turn(hyper, steps, phases):
+    return told(SOAP, hyper, steps, phase=phases)
 
 
 def compare(state, states):
@@ -100,7 +101,7 @@ def test_twenty_steps_are_the_references(shape, changes, transposed):
         wanted = torch.stack([moved for moved, _ in results])
         workspace = grad.mT.contiguous().mT if transposed else grad.clone()
         address = workspace.data_ptr()
-        found = direction(workspace, state, hyper, turn([step] * shape[0], [0] * shape[0]))
+        found = direction(workspace, state, turn(hyper, [step] * shape[0], [0] * shape[0]))
         assert found.data_ptr() == address
         assert (found.double() - wanted).norm() <= 1e-3 * wanted.norm()
         travelled = travelled[0] + found, travelled[1] + wanted
@@ -115,7 +116,7 @@ def test_the_first_step_takes_eigenvectors_and_moves():
     states = [reference.init_state(shape[1:], **hyper) for _ in range(shape[0])]
     state = batched(states)
     results = [advance(own, grad[i], 1, hyper) for i, own in enumerate(states)]
-    found = direction(grad.clone(), state, hyper, turn([1] * 3, [0] * 3))
+    found = direction(grad.clone(), state, turn(hyper, [1] * 3, [0] * 3))
     # U' of the first step is the sign of Σ, so that U is UVᵀ of the gradient's decomposition
     torch.testing.assert_close(found.double(), torch.stack([moved for moved, _ in results]), rtol=0, atol=1e-3)
     compare(state, [new for _, new in results])
@@ -125,7 +126,7 @@ def test_null_directions_take_no_step_at_first():
     """A gradient of 40 × 3 in its eigenvectors has three entries that are not rounding: ‖U‖² is 3, not 120."""
     grad = torch.randn(2, 40, 3)
     state = batched([reference.init_state((40, 3), **HYPER) for _ in range(2)])
-    found = direction(grad.clone(), state, HYPER, turn([1, 1], [0, 0]))
+    found = direction(grad.clone(), state, turn(HYPER, [1, 1], [0, 0]))
     torch.testing.assert_close(found.square().sum(dim=(-2, -1)), torch.full((2,), 3.0), rtol=1e-3, atol=0)
 
 
@@ -148,7 +149,7 @@ def test_staggered_phases_are_the_references(phases):
         before = state["left_basis"].clone()
         results = [advance(own, grad[i], step, hyper) for i, own in enumerate(states)]
         states = [new for _, new in results]
-        found = direction(grad.clone(), state, hyper, turn([step] * 5, phases))
+        found = direction(grad.clone(), state, turn(hyper, [step] * 5, phases))
         wanted = torch.stack([moved for moved, _ in results])
         assert (found.double() - wanted).norm() <= 1e-3 * wanted.norm()
         changed = (state["left_basis"] != before).flatten(1).any(dim=1)
@@ -166,7 +167,7 @@ def test_matrices_at_different_steps_share_a_batch():
         now = [step + offset for step in steps]
         results = [advance(own, grad[i], t, hyper) for i, (own, t) in enumerate(zip(states, now, strict=True))]
         states = [new for _, new in results]
-        found = direction(grad.clone(), state, hyper, turn(now, [0] * 3))
+        found = direction(grad.clone(), state, turn(hyper, now, [0] * 3))
         for i, (moved, _) in enumerate(results):
             assert (found[i].double() - moved).norm() <= 2e-3 * moved.norm()
 
@@ -176,11 +177,11 @@ def test_going_on_from_a_copy_in_the_middle_of_a_period_changes_no_bit():
     state = batched(rounded(settled_state(shape, HYPER)))
     grads = gradients(shape, 8)
     for step, grad in enumerate(grads[:3], 41):
-        direction(grad.clone(), state, HYPER, turn([step] * 2, [0, 1]))
+        direction(grad.clone(), state, turn(HYPER, [step] * 2, [0, 1]))
     copy = {slot: value.clone() for slot, value in state.items()}
     for step, grad in enumerate(grads[3:], 44):
-        found = direction(grad.clone(), state, HYPER, turn([step] * 2, [0, 1]))
-        again = direction(grad.clone(), copy, HYPER, turn([step] * 2, [0, 1]))
+        found = direction(grad.clone(), state, turn(HYPER, [step] * 2, [0, 1]))
+        again = direction(grad.clone(), copy, turn(HYPER, [step] * 2, [0, 1]))
         assert torch.equal(found, again)
     assert all(torch.equal(state[slot], copy[slot]) for slot in state)
 
@@ -191,8 +192,8 @@ def test_moments_may_be_stored_in_bfloat16():
     states = rounded(settled_state(shape, HYPER))
     state, full = batched(states, dtype=torch.bfloat16), batched(states)
     for step, grad in enumerate(gradients(shape, 9), 41):
-        found = direction(grad.clone(), state, HYPER, turn([step] * 2, [0, 1]))
-        wanted = direction(grad.clone(), full, HYPER, turn([step] * 2, [0, 1]))
+        found = direction(grad.clone(), state, turn(HYPER, [step] * 2, [0, 1]))
+        wanted = direction(grad.clone(), full, turn(HYPER, [step] * 2, [0, 1]))
         assert (found - wanted).norm() <= 0.05 * wanted.norm()
     assert state["exp_avg"].dtype == torch.bfloat16
     assert torch.equal(state["left_basis"], full["left_basis"])
@@ -205,8 +206,8 @@ def test_a_padded_workspace_is_used_in_place():
     grad = gradients((2, 6, 9), 1)[0]
     workspace.copy_(grad)
     states = rounded(settled_state((2, 6, 9), HYPER))
-    wanted = direction(grad.clone(), batched(states), HYPER, turn([41] * 2, [0] * 2))
-    found = direction(workspace, batched(states), HYPER, turn([41] * 2, [0] * 2))
+    wanted = direction(grad.clone(), batched(states), turn(HYPER, [41] * 2, [0] * 2))
+    found = direction(workspace, batched(states), turn(HYPER, [41] * 2, [0] * 2))
     assert torch.equal(found, wanted)
     assert (memory[:, 6 * 9 :] == 7.0).all()
 
@@ -216,9 +217,9 @@ def test_not_a_number_stays_in_its_own_matrix():
     state = batched([reference.init_state(shape[1:], **HYPER) for _ in range(3)])
     clean = {slot: value.clone() for slot, value in state.items()}
     for step, grad in enumerate(gradients(shape, 6), 1):
-        wanted = direction(grad.clone(), clean, HYPER, turn([step] * 3, [0] * 3))
+        wanted = direction(grad.clone(), clean, turn(HYPER, [step] * 3, [0] * 3))
         grad[1, 2, 3] = math.nan
-        found = direction(grad, state, HYPER, turn([step] * 3, [0] * 3))
+        found = direction(grad, state, turn(HYPER, [step] * 3, [0] * 3))
         assert found[1].isnan().any()
         assert torch.equal(found[[0, 2]], wanted[[0, 2]])
 
@@ -226,7 +227,7 @@ def test_not_a_number_stays_in_its_own_matrix():
 def test_zero_gradients_move_nothing():
     state = batched([reference.init_state((4, 6), **HYPER) for _ in range(2)])
     for step in range(1, 10):
-        found = direction(torch.zeros(2, 4, 6), state, HYPER, turn([step] * 2, [0] * 2))
+        found = direction(torch.zeros(2, 4, 6), state, turn(HYPER, [step] * 2, [0] * 2))
         assert torch.equal(found, torch.zeros(2, 4, 6))
         assert all(value.isfinite().all() for value in state.values())
 
@@ -247,6 +248,6 @@ def test_another_basis_is_not_the_references(monkeypatch):
     monkeypatch.setattr(soap, "change_bases", without_moments)
     for step, grad in enumerate(gradients(shape, 5), 41):
         states = [advance(own, grad[i], step, HYPER)[1] for i, own in enumerate(states)]
-        direction(grad.clone(), state, HYPER, turn([step] * 2, [0] * 2))
+        direction(grad.clone(), state, turn(HYPER, [step] * 2, [0] * 2))
     with pytest.raises(AssertionError, match="exp_avg"):
         compare(state, states)

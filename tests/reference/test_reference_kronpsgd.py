@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,6 @@ from rlx_gpu.reference import algorithms
 kron = algorithms()["KronPSGD"]
 run = partial(run_named, "KronPSGD")
 DENSE = {"max_precond_skew": 1e3}  # both factors, whatever the shape
-COUNTERS = {"update_credit", "update_count"}
 
 
 @pytest.fixture
@@ -107,7 +105,7 @@ def test_the_fallback_has_one_diagonal_factor(rng):
     k = np.mean(grad**4) ** (-1 / 8)
     square = (k**2 * grad) ** 2
     factor = k - 0.1 / (square.max() + 1) * (square - 1) * k
-    assert state.keys() == {"exp_avg", "factor", "lipschitz", *COUNTERS}
+    assert state.keys() == {"exp_avg", "factor", "lipschitz"}
     assert_allclose(state["factor"], factor, rtol=1e-13)
     assert_allclose(moved, -0.1 * factor**2 * grad, rtol=1e-13)
     grads = rng.normal(size=(9, 6))
@@ -117,34 +115,42 @@ def test_the_fallback_has_one_diagonal_factor(rng):
         assert_array_equal(same, flat.reshape(shape))
 
 
-def test_the_schedule_over_2000_steps():
+def test_the_schedule_by_hand():
     """Every step until 500, then ever fewer, 3 of 100 from step 4007 on; in all as many as the probabilities say."""
-    probabilities = [min(max(math.exp(-0.001 * (t - 500)), 0.03), 1) for t in range(1, 2001)]
-    _, state = run(np.zeros(2), np.ones((2000, 2)))
-    credit, updates = 0.0, []
-    for step in range(1, 2001):
-        credit, due = kron.advance(credit, step)
-        assert 0 <= credit < 1
-        updates += [step] if due else []
-    assert updates[:500] == [*range(1, 501)]
-    assert len(updates) == math.floor(sum(probabilities))
-    assert state["update_count"] == len(updates)
-    assert state["update_credit"] == credit
+    assert [kron.factor_updates(step) for step in range(501)] == [*range(501)]
+    assert_allclose(kron.expected_updates(502), 500 + np.exp(-0.001) + np.exp(-0.002), rtol=1e-15)
+    assert kron.factor_updates(502) == 501
+    probabilities = np.clip(np.exp(-0.001 * (np.arange(1, 10_001) - 500)), 0.03, 1)
+    assert kron.factor_updates(10_000) == np.floor(probabilities.sum())
+    updates = [step for step in range(1, 2001) if kron.factor_updates(step) > kron.factor_updates(step - 1)]
     assert np.diff(updates).max() in (4, 5)  # e^1.5 = 4.48 steps an update at the end
-    late = [kron.advance(0.0, step)[0] for step in (4006, 4007, 10**6)]
-    assert late[0] > late[1] == late[2] == 0.03
+    late = [kron.expected_updates(step) - kron.expected_updates(step - 1) for step in (4006, 4007, 10**6)]
+    assert_allclose(late, [np.exp(-3.506), 0.03, 0.03], rtol=1e-9)
+
+
+def test_the_schedule_is_the_counter_that_states_used_to_hold():
+    """The probability is added to it every step, and at 1 an update takes 1 away."""
+    credit, count = 0.0, 0
+    for step in range(1, 1_000_001):
+        credit += kron.probability(step)
+        if credit >= 1:
+            credit, count = credit - 1, count + 1
+        retired = kron.retired_slots(step)
+        assert kron.factor_updates(step) == retired["update_count"] == count
+        assert abs(retired["update_credit"] - credit) < 1e-9
+    assert kron.retired_slots(0) == {"update_credit": 0.0, "update_count": 0.0}
 
 
 def test_factors_rest_between_updates(rng):
     param, state = run(np.zeros((3, 3)), rng.normal(size=(3, 3, 3)))
-    idle = {**state, "update_credit": np.array(0.25)}
-    _, after = run(param, rng.normal(size=(1, 3, 3)), state=idle, first=1886)  # probability 0.25
-    assert_allclose(after["update_credit"], 0.5, atol=1e-3)
-    for slot in after.keys() - {"update_credit", "exp_avg"}:
+    step = next(step for step in range(1886, 1890) if kron.factor_updates(step) == kron.factor_updates(step - 1))
+    _, after = run(param, rng.normal(size=(1, 3, 3)), state=state, first=step)
+    assert np.any(after["exp_avg"] != state["exp_avg"])
+    for slot in after.keys() - {"exp_avg"}:
         assert_array_equal(after[slot], state[slot])
 
 
-def test_balance_every_100_updates(rng):
+def test_balance_every_100_updates(rng, monkeypatch):
     """Both factors' largest entries meet at update 100, and P is what it was without."""
     grads = rng.normal(size=(101, 4, 6)) * np.geomspace(1, 1e-4, 6)
     param, state = run(np.zeros((4, 6)), grads[:99], **DENSE)
@@ -152,8 +158,8 @@ def test_balance_every_100_updates(rng):
     assert largest["right_factor"] > 1.5 * largest["left_factor"]
     balanced_param, balanced = run(param, grads[99:100], state=state, first=100, **DENSE)
     assert_allclose(np.abs(balanced["left_factor"]).max(), np.abs(balanced["right_factor"]).max(), rtol=1e-12)
-    uncounted = {**state, "update_count": np.array(0.0)}
-    plain_param, plain = run(param, grads[99:100], state=uncounted, first=100, **DENSE)
+    monkeypatch.setattr(kron, "BALANCE_PERIOD", 1000)
+    plain_param, plain = run(param, grads[99:100], state=state, first=100, **DENSE)
     assert np.abs(plain["right_factor"]).max() > 1.5 * np.abs(plain["left_factor"]).max()
     assert_allclose(balanced_param, plain_param, rtol=1e-10)
     assert_allclose(balanced["left_lipschitz"], plain["left_lipschitz"], rtol=1e-12)
@@ -163,7 +169,7 @@ def test_balance_every_100_updates(rng):
 @pytest.mark.filterwarnings("error")
 def test_a_zero_gradient_leaves_the_factors_alone(shape, rng):
     """At the first step, where none is initialised, and later."""
-    slots = [slot for slot in kron.init_state(shape) if slot not in COUNTERS | {"exp_avg"}]
+    slots = [slot for slot in kron.init_state(shape) if slot != "exp_avg"]
     zero = np.zeros(shape)
     param, state = run(np.ones(shape), [zero, zero], weight_decay=0.2)
     assert_allclose(param, (1 - 0.1 * 0.2) ** 2)
@@ -172,11 +178,10 @@ def test_a_zero_gradient_leaves_the_factors_alone(shape, rng):
     grads = np.asarray(rng.normal(size=(3, *shape)))
     param, state = run(param, grads, state=state, first=3)
     assert all(np.all(state[slot] != 0) for slot in slots if slot.endswith("lipschitz"))
-    moved, after = run(param, [zero], state={**state, "update_count": np.array(99.0)}, first=6)
+    moved, after = run(param, [zero], state=state, first=100)  # an update that balances
     for slot in slots:
         assert_array_equal(after[slot], state[slot])
     assert np.all(moved != param)  # the average moves on
-    assert after["update_count"] == 100
 
 
 def test_the_factors_start_at_the_first_gradient_that_is_not_zero(rng):
@@ -185,6 +190,7 @@ def test_the_factors_start_at_the_first_gradient_that_is_not_zero(rng):
     _, early = run(np.zeros((3, 3)), [0.5 * grad / 0.75], momentum=0.5)  # M̂ = 0.5 g / (1 − 0.5²)
     assert_allclose(late["left_factor"], early["left_factor"], rtol=1e-12)
     # A step without an update only whitens; the factors count as new until an update has set their Lipschitz bound.
+    assert kron.factor_updates(4999) == kron.factor_updates(5001)
     skipped, state = run(np.zeros((3, 3)), [grad], first=5000, momentum=0.0)
     k = np.mean(grad**4) ** (-1 / 16)
     assert_allclose(state["left_factor"], k * np.eye(3), rtol=1e-12)
@@ -215,7 +221,7 @@ def test_ndim_policies(rng):
     for index in np.ndindex(2, 3):
         alone, own = run(param[index], grads[:, *index])
         assert_allclose(batched[index], alone, rtol=1e-9)
-        for slot in own.keys() - COUNTERS:
+        for slot in own:
             assert_allclose(state[slot][index], own[slot], rtol=1e-8, atol=1e-10)
     flattened, state = run(param, grads[:5], ndim_policy="flatten")
     flat, _ = run(param.reshape(2, -1), grads[:5].reshape(5, 2, -1))

@@ -49,7 +49,6 @@ def test_whitens_gradients_with_sides_of_condition_100(precond_lr, shape, seed):
     left, right = (side(rng, size, 100.0) for size in shape)
     given = {"momentum": 0.0, "precond_lr": precond_lr, **DENSE}
     _, state = run(np.zeros(shape), left @ rng.normal(size=(300, *shape)) @ right, **given)
-    assert state["update_count"] == 300
     rows, columns = (state[slot].T @ state[slot] for slot in ("left_factor", "right_factor"))
     assert np.linalg.cond(left) > 99
     assert np.linalg.cond(rows @ left) < 2

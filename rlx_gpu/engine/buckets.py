@@ -1,0 +1,87 @@
+"""Buckets: parameters that share device, rule and storage, and step in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+
+from ..kernels.spec import FactoredSpec, MatrixSpec, RuleSpec
+from .batch import Entry, Settings
+from .state import DTYPE_NAMES, Layout, State, buffers
+
+Spec = RuleSpec | FactoredSpec | MatrixSpec
+Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class BucketKey:
+    """What parameters must share to be stepped together: `formats` name the codecs of parameter, gradient and slots;
+    matrices share their param group as well.
+    """
+
+    device: torch.device
+    spec: Spec
+    formats: tuple[str, ...]
+    group: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BucketMember:
+    """One parameter of a bucket: `index` is its place in the plan, `place` the one among the members of its device.
+
+    A bucket may move the state elsewhere when it is made, and then updates `state`.
+    """
+
+    index: int
+    place: int
+    entry: Entry
+    state: State
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the host knows of one step; `grads` and the flags `present` are by place in the plan."""
+
+    grads: Sequence[torch.Tensor | None]
+    present: np.ndarray[Any, Any]
+    settings: Sequence[Settings]
+    grad_scale: float | torch.Tensor = 1.0
+
+
+class Bucket(Protocol):
+    """Parameters stepped together; `waits` if the host must know before that the step is not skipped."""
+
+    waits: bool
+
+    def step(self, step: Step) -> None:
+        """All that a step does, once the rows have been computed."""
+
+
+def bucket_key(spec: Spec, entry: Entry, settings: Settings, layout: Layout) -> BucketKey:
+    """The bucket of one parameter under a rule, with a state of this layout."""
+    group = entry.group if isinstance(spec, MatrixSpec) else None
+    slots = (layout.slots[slot] for slot in spec.slots)
+    formats = settings.storage.param_format(entry.param), DTYPE_NAMES[entry.grad_kind], *slots
+    return BucketKey(entry.param.device, spec, formats, group)
+
+
+def addresses(key: BucketKey, members: Sequence[BucketMember]) -> np.ndarray[Any, Any]:
+    """int64 [members, buffers]: the addresses of all buffers of all streams; 0, an offset, for the gradient's."""
+    slots = zip(key.spec.slots, key.formats[2:], strict=True)
+    names = [slot + buffer.suffix for slot, format in slots for buffer in buffers(format)]
+    rows = [[one.entry.param.data_ptr(), 0, *(one.state[name].data_ptr() for name in names)] for one in members]
+    return np.array(rows, dtype=np.int64)
+
+
+def grouped(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """The items by what they have in common."""
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

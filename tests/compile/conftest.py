@@ -1,0 +1,13 @@
+"""The cache that all compilations of one test run share: what the report has compiled, no trial compiles again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder at the start of every test run."""
+    return tmp_path_factory.mktemp("triton")
