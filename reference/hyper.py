@@ -130,7 +130,7 @@ class Hyper:
         except TypeError:
             number = None
         if number is None or not _contains(self.interval, number):
-            optional = " or None" * self.optional
+            optional = " or None" if self.optional and self.kind != "sizes" else ""
             raise ValueError(f"{label} must be a whole number in {self.interval}{optional}, got {value!r}")
         return number
 

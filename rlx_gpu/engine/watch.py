@@ -38,7 +38,8 @@ class TensorWatch:
         shaped: bool,
     ) -> None:
         self.params = params
-        self.layout = _layout(params)
+        self.matrices = [param for param in params if param.ndim > 1]  # a vector has one order
+        self.layout = _layout(self.matrices)
         self.shapes = list(map(_size, params)) if shaped else []
         self.slots: list[tuple[Any, list[State], list[torch.Tensor]]] = []
         for slot in slots:
@@ -61,7 +62,7 @@ class TensorWatch:
             return (
                 all(all(map(is_, map(slot, states), values)) for slot, states, values in self.slots)
                 and list(map(_pointer, self.tensors)) == self.pointers
-                and _layout(self.params) == self.layout
+                and _layout(self.matrices) == self.layout
                 and list(map(_version, self.homes)) == self.versions
                 and (not self.shapes or list(map(_size, self.params)) == self.shapes)
             )
@@ -115,15 +116,14 @@ class GradWatch:
             if not self.members.issuperset(places):
                 return False, False
             self._choose(places)
-        moved = moved or found != self.found  # where none has moved, all are as long as they were
-        if list(map(_dtype, given)) != self.own_dtypes or (moved and list(map(_numel, given)) != self.own_numels):
+        if list(map(_numel, given)) != self.own_numels or list(map(_dtype, given)) != self.own_dtypes:
             self._choose([])
             return False, False
         contiguous = list(map(_contiguous, given))
         if contiguous != self.contiguous or (self.strides and list(map(_stride, given)) != self.strides):
             self._arrange(given, contiguous)
             moved = True
-        if moved:
+        if moved or found != self.found:
             if list(map(_device, given)) != self.own_devices:
                 return False, False
             self.found = found

@@ -198,9 +198,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _flat(self) -> tuple[list[torch.Tensor], list[Entry]]:
         """The parameters of all groups and their entries, the same objects as long as the groups hold the same."""
-        params = list(chain.from_iterable(group["params"] for group in self.param_groups))
-        sizes = [len(group["params"]) for group in self.param_groups]
-        if self._layout and sizes == self._sizes and all(map(operator.is_, params, self._layout[0])):
+        own = [group["params"] for group in self.param_groups]
+        sizes = list(map(len, own))
+        if self._layout and sizes == self._sizes and all(map(operator.is_, chain(*own), self._layout[0])):
             return self._layout
         entries: list[Entry] = []
         origin = 0
@@ -208,7 +208,7 @@ class Optimizer(torch.optim.Optimizer):
             for name, param in zip(names_in(group, index), group["params"], strict=True):
                 entries.append(Entry(name, param, group=index, origin=origin))
                 origin += -(-param.numel() // 8) * 8  # stochastic rounding draws its bits for 8 elements at once
-        self._layout, self._sizes = (params, entries), sizes
+        self._layout, self._sizes = (list(chain(*own)), entries), sizes
         return self._layout
 
     def _all_settings(self) -> list[Settings]:
@@ -255,15 +255,16 @@ class HeldStates:
     """The states of flat parameters in their order, as long as an optimizer's `state` holds the same."""
 
     def __init__(self, state: Mapping[Any, State], params: list[torch.Tensor]) -> None:
-        self.keys, self.values, self.params = list(state), list(state.values()), params
+        self.state, self.values, self.params = state, list(state.values()), params
         self.states = [state.get(param) for param in params]
         self.missing = [i for i, one in enumerate(self.states) if one is None]
 
     def serves(self, state: Mapping[Any, State], params: list[torch.Tensor], grads: list[Any]) -> bool:
         """Whether nothing has changed, and every parameter with a gradient has a state."""
-        if params is not self.params or len(state) != len(self.keys) or any(grads[i] is not None for i in self.missing):
+        same = state is self.state and params is self.params and len(state) == len(self.values)
+        if not same or any(grads[i] is not None for i in self.missing):
             return False
-        return all(map(operator.is_, state, self.keys)) and all(map(operator.is_, state.values(), self.values))
+        return all(map(operator.is_, state.values(), self.values))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -99,7 +99,7 @@ def test_what_is_right_is_taken():
 
 @pytest.mark.parametrize("stream", ["grad", "exp_avg_sq", "Param"])
 def test_writes_that_are_no_stream(stream):
-    message = rf"rule 'trial' writes '{stream}', which is no stream; it has param, exp_avg"
+    message = rf"rule 'trial' writes '{stream}', which is no such stream; it has param, exp_avg"
     with pytest.raises(ValueError, match=message):
         rule(passes=(Pass(two_rule, ("param", stream)),), slots=("exp_avg",))
 
