@@ -26,10 +26,10 @@ train: $(READY) ## train the example model (ARGS="--optimizer lion --steps 500")
 	@$(BIN)/rlx-gpu train $(ARGS)
 
 test: $(READY) ## the tests that take minutes in all; need no GPU (ARGS="-k lion")
-	@$(BIN)/python -m pytest -m "not long" -n auto $(ARGS)
+	@$(BIN)/python -m pytest -m "not long" -n auto --dist loadgroup $(ARGS)
 
 test-long: $(READY) $(TRITON_READY) ## the tests that take longer: every kernel by every Triton for every architecture
-	@$(WITH_TRITONS) $(BIN)/python -m pytest -m long -n auto $(ARGS)
+	@$(WITH_TRITONS) $(BIN)/python -m pytest -m long -n auto --dist loadgroup $(ARGS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@RLX_GPU_LANE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from processes import user_environment
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what the module prepares is made once
 ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "reference", "bench")
 

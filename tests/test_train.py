@@ -26,7 +26,11 @@ from rlx_gpu.train.data import Corpus, load_corpus
 from rlx_gpu.train.loop import RunResult, named_memory_errors, train
 
 # Without a GPU a user gets the NumPy reference; interpreting the kernels, as test_train_interpreted.py does, is slow.
-pytestmark = [pytest.mark.usefixtures("path"), pytest.mark.parametrize("path", ["reference"], indirect=True)]
+pytestmark = [
+    pytest.mark.usefixtures("path"),
+    pytest.mark.parametrize("path", ["reference"], indirect=True),
+    pytest.mark.xdist_group(__name__),  # what the module prepares is made once
+]
 
 CPU = torch.device("cpu")
 TINY = ModelConfig(context=8, width=16, layers=1)

@@ -13,6 +13,7 @@ from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError, optimizer
 from rlx_gpu.train.data import Corpus, batch, load_corpus
 from rlx_gpu.train.loop import learning_rate_share, train
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what the module prepares is made once
 TINY = ModelConfig(context=8, width=16, layers=1)
 
 

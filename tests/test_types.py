@@ -13,6 +13,7 @@ from processes import user_environment
 from rlx_gpu.bench import stubs
 from rlx_gpu.table import TABLE
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what the module prepares is made once
 ROOT = Path(__file__).parents[1]
 EXAMPLE = """\
 from typing import assert_type

@@ -20,6 +20,7 @@ from rlx_gpu.train.config import ModelConfig, TrainConfig, TrainError
 from rlx_gpu.train.data import Corpus, load_corpus
 from rlx_gpu.train.model import ByteGPT
 
+pytestmark = pytest.mark.xdist_group(__name__)  # what the module prepares is made once
 CPU = torch.device("cpu")
 TINY = TrainConfig("AdamW", steps=24, lr=3e-3, warmup=2, batch_size=4, model=ModelConfig(context=8, width=16, layers=1))
 

@@ -24,9 +24,14 @@ def cases(*choices: tuple[str, ...]) -> list[pytest.param]:
     combined = list(product(*choices))
     marks = [[], *[[pytest.mark.long]] * (len(combined) - 1)]
     return [
-        pytest.param(one if len(one) > 1 else one[0], id="-".join(map(label, one)), marks=mark)
+        pytest.param(one if len(one) > 1 else one[0], id="-".join(map(label, one)), marks=[*mark, one_worker(one[0])])
         for one, mark in zip(combined, marks, strict=True)
     ]
+
+
+def one_worker(python: str = sys.executable) -> pytest.MarkDecorator:
+    """Runs what an interpreter compiles in one process of the tests, so that nothing is compiled twice."""
+    return pytest.mark.xdist_group(f"compile-{label(python)}")
 
 
 def label(choice: str) -> str:

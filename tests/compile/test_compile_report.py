@@ -7,12 +7,13 @@ import sys
 from dataclasses import replace
 
 import pytest
-from compile_runs import environment, run_json
+from compile_runs import environment, one_worker, run_json
 
 from rlx_gpu.compiled.report import architectures, capability, report, run, variants
 from rlx_gpu.compiled.sass import Access, Instruction, UnexpectedCode, ir_accesses, machine_accesses, ptx_accesses
 from rlx_gpu.compiled.traffic import Block, Traffic, traffic
 
+pytestmark = one_worker()
 LINE, TAIL, SCALAR = ("codec.py", 1), ("codec.py", 2), ("driver.py", 3)
 BLOCK = Block((1024,), (128,))
 ACCESSES = [

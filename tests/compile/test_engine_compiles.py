@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compile_runs import run_json
+from compile_runs import one_worker, run_json
 
 from rlx_gpu.table import TABLE
 
+pytestmark = one_worker()
 TRIAL = Path(__file__).with_name("engine_trial.py")
 
 

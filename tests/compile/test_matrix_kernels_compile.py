@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compile_runs import run_json
+from compile_runs import one_worker, run_json
 
+pytestmark = one_worker()
 TRIAL = Path(__file__).with_name("matrix_trial.py")
 WARPGROUP = "HGMMA.64x128x16.F32"
 COPY = "LDGSTS.E.BYPASS.128"
