@@ -12,7 +12,7 @@ from . import launch
 from .buckets import BucketMember, grouped
 from .devices import on_device
 from .elementwise import Parts, RuleLaunch, finish_sums
-from .inputs import StepInputs
+from .inputs import SKIP, StepInputs
 from .state import DTYPE_NAMES
 from .tables import send, upload
 
@@ -68,7 +68,7 @@ class Guard:
 
     def skips(self) -> bool:
         """Whether the step is skipped; waits for the device."""
-        return any(bool(inputs.words[1] != 0) for inputs in self.inputs.values())
+        return any(bool(inputs.words[SKIP] != 0) for inputs in self.inputs.values())
 
 
 def squared_norm(tensors: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
