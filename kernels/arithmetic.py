@@ -6,11 +6,11 @@ same bits compiled, interpreted and in NumPy. An optimizer step waits for memory
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+from .language import tl, triton
 
 # With a ceiling on registers of its own choosing, ptxas spills a few for one more block on a multiprocessor.
 LAUNCH_OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "maxnreg": 96}
+INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def moving_average(average, x, beta, one_minus_beta):
 @triton.jit
 def is_finite(x):
     """True where x is neither NaN nor infinite."""
-    return tl.abs(x) < float("inf")
+    return tl.abs(x) < INFINITY
 
 
 @triton.jit

@@ -14,10 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import triton
-import triton.language as tl
-
 from .formats import FORMATS, Buffer
+from .language import tl, triton
 
 ALIGNMENT = 16  # bytes, of a 128-bit access
 ROUNDS = tl.constexpr(7)  # of Philox-4x32; the fewest known to pass the statistical tests (Salmon et al. 2011)
@@ -130,11 +128,24 @@ def store_bfloat16_stochastic(addresses, offsets, mask, start, value, key):
     _store(addresses[0], offsets, mask, kept.to(tl.bfloat16), tl.bfloat16)
 
 
+@triton.jit
+def load_float64(addresses, offsets, mask, start):
+    """As stored; on the CPU only, where rules compute in this format."""
+    return _load(addresses[0], offsets, mask, tl.float64)
+
+
+@triton.jit
+def store_float64(addresses, offsets, mask, start, value, key):
+    """As it is; on the CPU only."""
+    _store(addresses[0], offsets, mask, value, tl.float64)
+
+
 FLOAT32 = Codec("float32", FORMATS["float32"], load_float32, store_float32)
 FLOAT16 = Codec("float16", FORMATS["float16"], load_float16, store_float16)
 BFLOAT16 = Codec("bfloat16", FORMATS["bfloat16"], load_bfloat16, store_bfloat16)
 STOCHASTIC = Codec("bfloat16_stochastic", FORMATS["bfloat16_stochastic"], load_bfloat16, store_bfloat16_stochastic)
-CODECS = {codec.name: codec for codec in (FLOAT32, FLOAT16, BFLOAT16, STOCHASTIC)}
+FLOAT64 = Codec("float64", FORMATS["float64"], load_float64, store_float64)
+CODECS = {codec.name: codec for codec in (FLOAT32, FLOAT16, BFLOAT16, STOCHASTIC, FLOAT64)}
 
 
 def codecs_of(formats: tuple[str, ...]) -> tuple[Codec, ...]:

@@ -17,10 +17,8 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import triton
-import triton.language as tl
-
 from .codecs import Codec
+from .language import tl, triton
 from .spec import KEY, ROW_WIDTH, FactoredSpec, RuleSpec
 
 BLOCK = 1024  # 8 elements a thread: one 128-bit access of a 16-bit stream, two of a 32-bit one
@@ -121,10 +119,11 @@ def fused_step_kernel(
 ):
     """One block of one tensor: load every stream through its codec, apply the rule, store through the codecs.
 
-    STREAMS holds (load, store, first column, buffers, written, offset from what) per stream. SUMS_IN per-tensor sums
-    are read from `sums_ptr` [tensors, SUMS_IN] and appended, with the element count, to the scalars; SUMS_OUT sums of
-    this block are left in `partials_ptr` [programs, SUMS_OUT], zeros for a tensor without a gradient. SOURCE is a hash
-    of the rule's and codecs' code: Triton's cache on disk sees a function inside a tuple by its name only.
+    STREAMS holds (load, store, first column, buffers, written, offset from what, read) per stream; loads that are not
+    read the compiler removes. SUMS_IN per-tensor sums are read from `sums_ptr` [tensors, SUMS_IN] and appended, with
+    the element count, to the scalars; SUMS_OUT sums of this block are left in `partials_ptr` [programs, SUMS_OUT],
+    zeros for a tensor without a gradient. SOURCE is a hash of the rule's and codecs' code: Triton's cache on disk sees
+    a function inside a tuple by its name only.
     """
     skip = tl.load(words_ptr + 1)
     program = tl.program_id(0).to(tl.int64)
@@ -176,7 +175,11 @@ def source_hash(*functions: Any) -> str:
 
 
 def streams_of(
-    spec: RuleSpec | FactoredSpec, codecs: Sequence[Codec], first: int, writes: Sequence[str] = ()
+    spec: RuleSpec | FactoredSpec,
+    codecs: Sequence[Codec],
+    first: int,
+    writes: Sequence[str] = (),
+    reads: Sequence[str] | None = None,
 ) -> tuple[tuple[tuple[Any, ...], ...], int]:
     """What the kernels are told of their streams, whose columns begin at `first`, and the width of the table.
 
@@ -186,16 +189,17 @@ def streams_of(
     streams = []
     for name, codec in zip(("param", "grad", *spec.slots), codecs, strict=True):
         base = base_of.get(name, ABSOLUTE).value
-        streams.append((codec.load, codec.store, first, len(codec.buffers), name in writes, base))
+        read = reads is None or name in reads
+        streams.append((codec.load, codec.store, first, len(codec.buffers), name in writes, base, read))
         first += len(codec.buffers)
     return tuple(streams), first
 
 
 @functools.cache
-def constants(spec: RuleSpec, index: int, codecs: tuple[Codec, ...]) -> dict[str, Any]:
+def constants(spec: RuleSpec, index: int, codecs: tuple[Codec, ...], block: int = BLOCK) -> dict[str, Any]:
     """The compile-time arguments of `fused_step_kernel` for one pass; codecs of parameter, gradient, then the slots."""
     current = spec.passes[index]
-    streams, width = streams_of(spec, codecs, len(COLUMNS), current.writes)
+    streams, width = streams_of(spec, codecs, len(COLUMNS), current.writes, current.reads)
     return {
         "RULE": current.rule,
         "STREAMS": streams,
@@ -203,7 +207,7 @@ def constants(spec: RuleSpec, index: int, codecs: tuple[Codec, ...]) -> dict[str
         "SCALARS": len(spec.row.names),
         "SUMS_IN": spec.passes[index - 1].sums if index else 0,
         "SUMS_OUT": current.sums,
-        "BLOCK": BLOCK,
+        "BLOCK": block,
         "TAIL_BLOCK": TAIL_BLOCK,
         "SOURCE": source_hash(current.rule, *(f for stream in streams for f in stream[:2])),
     }

@@ -18,12 +18,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import triton
-import triton.language as tl
-
 from .arithmetic import divide
 from .codecs import Codec
 from .elementwise import ALIGNED, load_row, source_hash, stream_addresses, streams_of
+from .language import tl, triton
 from .spec import FactoredSpec
 
 TILE_ROWS = 64  # 64 elements a thread, over which it spreads what a program does once

@@ -26,6 +26,7 @@ FORMATS = {
     "float16": (Buffer("", "float16"),),
     "bfloat16": (Buffer("", "bfloat16"),),
     "bfloat16_stochastic": (Buffer("", "bfloat16"),),
+    "float64": (Buffer("", "float64"),),  # on the CPU only
 }
 STATE_FORMATS = ("float32", "bfloat16")
 # Codecs of parameter, gradient and every slot, by the name in the dtype column of reports.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
+from .language import tl, triton
 from .tiles import MATRIX_OPTIONS
 
 LAUNCH_OPTIONS = {"num_warps": 8, "num_stages": 1, **MATRIX_OPTIONS}

@@ -6,10 +6,8 @@ has a step skipped.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from .arithmetic import is_finite
+from .language import tl, triton
 from .spec import Pass, Row, RuleSpec
 
 FINISH_BLOCK = 1024

@@ -15,10 +15,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import triton
-import triton.language as tl
-
 from .elementwise import source_hash
+from .language import tl, triton
 from .spec import KEY, ROW_WIDTH, FactoredSpec, MatrixSpec, RuleSpec
 
 BLOCK = 128

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from .arithmetic import is_finite
+from .language import tl, triton
 
 BLOCK = 2048
 HALF = tl.constexpr(0x1000)  # of the last bit kept

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import triton
-import triton.language as tl
+from .language import tl, triton
 
 ALIGNED = 8  # elements: 16 bytes of the narrowest format
 # Multiply-adds are contracted, as tensor cores do in any case. A kernel may use every register: of its own accord ptxas

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
+
+ON_CPU = 1  # DLPack's name of the device
+VERSIONED, FLAGS, READ_ONLY = b"dltensor_versioned", 24, 1  # its capsules, where in their structure flags lie, one flag
 
 
 class Arrays:
@@ -25,7 +29,7 @@ class Arrays:
         elif isinstance(value, np.ndarray):
             tensor = self._staged_tensor(name, what, value)
         elif hasattr(value, "__dlpack__"):
-            tensor = from_dlpack(value)
+            tensor = self._shared_tensor(name, what, value)
         else:
             raise TypeError(
                 f"parameter {name!r}: {what} must be a torch tensor, a NumPy array or have __dlpack__, "
@@ -38,6 +42,21 @@ class Arrays:
         if tuple(tensor.shape) != expected:
             raise ValueError(f"parameter {name!r}: {what} has shape {tuple(tensor.shape)}, expected {expected}")
         return tensor
+
+    def _shared_tensor(self, name: str, what: str, value: Any) -> torch.Tensor:
+        """An array of another library as a tensor of the same memory."""
+        if value.__dlpack_device__()[0] != ON_CPU:
+            return from_dlpack(value)
+        try:
+            try:
+                capsule = value.__dlpack__(max_version=(1, 0))
+            except TypeError:  # the library is older than versions are, and has no word for what is read-only
+                capsule = value.__dlpack__()
+        except BufferError as error:
+            raise ValueError(f"parameter {name!r}: {what} cannot be shared: {error}") from None
+        if what == "param" and _is_read_only(capsule):
+            raise ValueError(f"parameter {name!r}: param is read-only")
+        return from_dlpack(capsule)
 
     def _staged_tensor(self, name: str, what: str, value: np.ndarray[Any, Any]) -> torch.Tensor:
         """A NumPy array as a tensor: of the same memory on the CPU, a copy in a buffer that is kept on a GPU."""
@@ -55,3 +74,12 @@ class Arrays:
         if staged is None or staged.shape != tensor.shape or staged.dtype != tensor.dtype:
             staged = self._staged[name, what] = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
         return staged.copy_(tensor)
+
+
+def _is_read_only(capsule: Any) -> bool:
+    """Whether a DLPack capsule says of its memory that it must not be written."""
+    if not ctypes.pythonapi.PyCapsule_IsValid(ctypes.py_object(capsule), VERSIONED):
+        return False
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return bool(ctypes.c_uint64.from_address(get(capsule, VERSIONED) + FLAGS).value & READ_ONLY)

@@ -125,6 +125,12 @@ def kernels(
 def parity(
     optimizer: Annotated[list[str] | None, typer.Option(help=f"{OPTIMIZERS}; each in every variant.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help=DTYPES)] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cuda, interpreted or cpu; repeatable. The GPU, or interpreted kernels, and the CPU if not given."
+        ),
+    ] = None,
     shapes: Annotated[
         str | None,
         typer.Option(
@@ -135,10 +141,10 @@ def parity(
     steps: Annotated[int, typer.Option(min=1, help="Steps, each compared.")] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Run every kernel here, on the GPU if there is one, and hold parameters and state to the float64 reference."""
+    """Run every optimizer here, on the GPU and on the CPU, and hold parameters and state to the float64 reference."""
     with needs_named("parity"):
         from .parity.report import run
-    raise typer.Exit(run(optimizer or (), dtype or (), shapes, steps, as_json))
+    raise typer.Exit(run(optimizer or (), dtype or (), device or (), shapes, steps, as_json))
 
 
 class Benches(typer.core.TyperGroup):

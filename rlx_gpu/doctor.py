@@ -20,10 +20,10 @@ CUPY_NAMES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 PATHS = {
     "compiled": "Triton kernels, compiled",
     "interpreted": "Triton kernels, interpreted",
-    "reference": "the NumPy reference",
+    "host": "the same rules, compiled for the CPU by Numba",
     "none": "cannot be stepped here",
 }
-OLDEST = {"numpy": (1, 26), "torch": (2, 9), "triton": (3, 6)}
+OLDEST = {"numpy": (1, 26), "numba": (0, 61), "torch": (2, 9), "triton": (3, 6)}
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Report:
     versions: dict[str, str | None]  # None is absent, a text that starts with "fails" could not be loaded
     devices: list[dict[str, Any]] = field(default_factory=list)  # CUDA devices that torch sees
     paths: dict[str, str] = field(default_factory=dict)  # a key of PATHS for tensors on "cuda" and on "cpu"
+    threads: int | None = None  # that step a large tensor on the CPU
     findings: list[Finding] = field(default_factory=list)  # the broken ones first
 
     @property
@@ -62,7 +63,9 @@ def examine() -> Report:
     """Look at this Python, its packages and this machine's devices; change nothing."""
     system = f"{platform.system()} {platform.machine()}"
     report = Report({"rlx-gpu": __version__, "python": platform.python_version(), "platform": system})
-    numpy, torch, triton = (load(name, report) for name in OLDEST)
+    numpy = load("numpy", report)
+    numba = None if numpy is None else load("numba", report)
+    torch, triton = (load(name, report) for name in ("torch", "triton"))
     load_cupy(report, torch)
     report.versions["NVIDIA driver"] = driver_version()
     examine_torch(report, torch)
@@ -71,7 +74,11 @@ def examine() -> Report:
         report.paths.update(dict.fromkeys(report.paths, "none"))  # every path imports it
         if report.versions["numpy"] is None:
             report.breakage("numpy is not installed, and everything needs it", "pip install numpy")
-    if torch is not None and "reference" in report.paths.values():
+    elif numba is None and report.paths.get("cpu") == "host":
+        report.paths["cpu"] = "none"
+        if report.versions["numba"] is None:
+            report.breakage("numba is not installed, and steps tensors on the CPU", "pip install numba")
+    if torch is not None and "host" in report.paths.values():
         try_step(report, torch)
     report.findings.sort(key=lambda finding: not finding.broken)
     return report
@@ -150,12 +157,12 @@ def examine_triton(report: Report, triton: ModuleType | None) -> None:
     if (report.versions["torch"] or "fails").startswith("fails"):
         return
     has_device = bool(report.devices)
-    report.paths.update(cpu="reference", cuda="none")
+    report.paths.update(cpu="host", cuda="none")
     if triton is None:
         if report.versions["triton"] is None:
             supported = platform.system() == "Linux" and platform.machine() in ("x86_64", "aarch64")
             what = "triton is not installed, so there are no kernels: " + (
-                "tensors on a GPU cannot be stepped" if has_device else "tensors on the CPU use the NumPy reference"
+                "tensors on a GPU cannot be stepped" if has_device else "tensors on the CPU do without"
             )
             remedy = "pip install triton" if supported else "use Linux on x86_64 or aarch64, where triton is published"
             report.findings.append(Finding(has_device, what, remedy))
@@ -185,6 +192,10 @@ def try_step(report: Report, torch: ModuleType) -> None:
             optim.SGD([parameter], lr=0.5).step()
             if parameter.tolist() != [0.5] * 8:
                 raise ArithmeticError(f"SGD with lr 0.5 took 1 to {parameter[0].item()}, not to 0.5")
+            if path == "host":
+                from rlx_gpu.engine.host import thread_count
+
+                report.threads = thread_count()
         except Exception as error:  # whatever it is, it belongs in the report
             report.paths[device] = "none"
             report.breakage(f"a step of SGD on {device} fails: {first_line(error)}", "see the message")
@@ -222,7 +233,9 @@ def as_text(report: Report) -> str:
         for index, device in enumerate(report.devices)
     ] or ["  no CUDA device"]
     lines += ["", "Paths"]
-    lines += [f"  a tensor on {device:<5} {PATHS[path]}" for device, path in report.paths.items()]
+    for device, path in report.paths.items():
+        threads = f", on {report.threads} threads" if path == "host" and report.threads else ""
+        lines.append(f"  a tensor on {device:<5} {PATHS[path]}{threads}")
     lines += ["", "Findings" if report.findings else "No findings: everything works."]
     for finding in report.findings:
         lines.append(f"  {'BROKEN' if finding.broken else 'note'}: {finding.what}.")

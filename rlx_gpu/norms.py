@@ -10,9 +10,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from . import reference
-from .engine.devices import runs_kernels
+from .engine.checks import dtypes_on
+from .engine.devices import TYPES
 from .engine.memory import is_dense
-from .engine.state import PARAM_DTYPES
+from .engine.norms import squared_norm
 from .reference.norms import MAX_NORM
 
 
@@ -77,12 +78,10 @@ def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     total = torch.zeros((), dtype=torch.float32, device=device)
     with_codec = []
     for tensor in tensors:
-        if runs_kernels(tensor.device) and tensor.dtype in PARAM_DTYPES:
+        if tensor.device.type in TYPES and tensor.dtype in dtypes_on(tensor.device):
             with_codec.append(tensor)
         else:
             total += tensor.double().nan_to_num(0.0, 0.0, 0.0).square().sum().to(device, torch.float32)
     if with_codec:
-        from .engine.norms import squared_norm
-
         total += squared_norm(with_codec, device)[0]
     return total

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 GPU_LANE = os.environ.get("RLX_GPU_LANE") == "1"
 if not GPU_LANE:
@@ -43,18 +44,18 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["kernels", "reference"])
-def path(request, monkeypatch):
-    """What steps CPU tensors: the interpreted kernels, or the NumPy reference as on a machine without Triton.
+@pytest.fixture(params=["kernels", "host"])
+def path(request):
+    """What steps CPU tensors: the interpreted kernels, or the host's driver as wherever Triton does not interpret.
 
-    The test must step at least once, and fails if another path ran than the one it names.
+    A test of kernels must step at least once, and any fails if another path ran than the one it names.
     """
-    from rlx_gpu.engine import devices as dispatch
     from rlx_gpu.engine import launch
+    from rlx_gpu.engine.devices import stepped_on_host
 
-    if request.param == "reference":
-        monkeypatch.setattr(dispatch, "interpreted", lambda: False)
-    before = launch.launches.total()
-    yield request.param
-    launched = launch.launches.total() - before
-    assert (launched > 0) == (request.param == "kernels"), f"{launched} launches on the {request.param} path"
+    before = launch.launches.total(), launch.host_runs.total()
+    with stepped_on_host() if request.param == "host" else nullcontext():
+        yield request.param
+    launched, ran = launch.launches.total() - before[0], launch.host_runs.total() - before[1]
+    right = launched == 0 if request.param == "host" else launched > 0 == ran
+    assert right, f"{launched} launches and {ran} runs on the host, on the {request.param} path"

@@ -17,8 +17,8 @@ from rlx_gpu import doctor
 
 def test_this_machine() -> None:
     report = json.loads(python("from rlx_gpu import doctor; doctor.run(True)").stdout)
-    assert report["ok"] and report["paths"]["cpu"] == "reference"
-    for name in ("rlx-gpu", "python", "numpy", "torch", "triton", "cupy", "NVIDIA driver"):
+    assert report["ok"] and report["paths"]["cpu"] == "host" and report["threads"] == 1
+    for name in ("rlx-gpu", "python", "numpy", "numba", "torch", "triton", "cupy", "NVIDIA driver"):
         assert name in report["versions"]
 
 
@@ -41,7 +41,7 @@ def test_a_missing_package_is_no_breakage(missing: str) -> None:
     if missing != "cupy":
         assert any(f"pip install {missing}" == finding["remedy"] for finding in report["findings"])
     if missing == "triton":
-        assert report["paths"]["cpu"] == "reference"
+        assert report["paths"]["cpu"] == "host"
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"cuda": "13.0", "devices": 2}, {}, "580.1")
     monkeypatch.setenv("CC", "cc")
     report = doctor.examine()
-    assert report.paths == {"cpu": "reference", "cuda": "compiled"} and not report.broken
+    assert report.paths == {"cpu": "host", "cuda": "compiled"} and not report.broken
     assert report.devices == [{"name": "Some GPU", "compute_capability": "9.0", "memory_gib": 80.0}] * 2
 
 
-@pytest.mark.parametrize("package", ["numpy", "torch", "triton"])
+@pytest.mark.parametrize("package", ["numpy", "numba", "torch", "triton"])
 @pytest.mark.parametrize("program", [["rlx_gpu.doctor"], ["rlx_gpu", "doctor"]], ids=" ".join)
 def test_a_package_that_fails_to_import(package: str, program: list[str], tmp_path: Path) -> None:
     (tmp_path / f"{package}.py").write_text("raise OSError('libfoo.so: cannot open shared object file')")
@@ -94,6 +94,18 @@ def test_without_numpy_nothing_works() -> None:
     report = json.loads(done.stdout)
     assert done.returncode == 1 and set(report["paths"].values()) == {"none"}
     assert [finding["remedy"] for finding in report["findings"] if finding["broken"]] == ["pip install numpy"]
+
+
+def test_without_numba_tensors_on_the_cpu_cannot_be_stepped() -> None:
+    done = python("import sys; sys.modules['numba'] = None; from rlx_gpu import doctor; sys.exit(doctor.run(True))")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1 and report["paths"]["cpu"] == "none"
+    assert [finding["remedy"] for finding in report["findings"] if finding["broken"]] == ["pip install numba"]
+
+
+def test_the_driver_of_the_cpu_and_its_threads() -> None:
+    done = python("from rlx_gpu import doctor; doctor.run(False)", OMP_NUM_THREADS="2", NUMBA_NUM_THREADS="2")
+    assert "a tensor on cpu   the same rules, compiled for the CPU by Numba, on 2 threads" in done.stdout
 
 
 def pretend(

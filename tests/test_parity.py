@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 from rlx_gpu.cli import app
 from rlx_gpu.kernels.formats import STORAGES
 from rlx_gpu.parity.cases import DEFAULT_SHAPES, parse_shapes, places, tensor_of
+from rlx_gpu.parity.devices import DEVICES
 from rlx_gpu.parity.intervals import distance, nearest, stochastic
 from rlx_gpu.parity.outcome import Error, Outcome
 from rlx_gpu.parity.storages import find_storages
@@ -43,11 +45,16 @@ class TestCommand:
         result = parity("--optimizer", "nadamw", "--optimizer", "Adafactor", "--shapes", "5,3x4", "--json")
         assert result.exit_code == 0, result.output
         report = json.loads(result.stdout)
-        assert report["passed"] and report["path"] == "interpreted" and report["shapes"] == ["5", "3x4"]
+        assert report["passed"] and list(report["devices"]) == ["interpreted", "cpu"] == list(DEVICES)[1:]
+        assert report["devices"]["interpreted"].endswith("kernels interpreted") and report["shapes"] == ["5", "3x4"]
+        assert re.search(r"rules compiled by Numba [\d.]+, \d+ threads$", report["devices"]["cpu"])
         assert report["steps"] == 3 and {"rlx-gpu", "torch", "triton", "NVIDIA driver"} <= set(report["versions"])
         chosen = [variant for algorithm in find_algorithms(["NAdamW", "Adafactor"]) for variant in variants(algorithm)]
-        assert [(row["optimizer"], row["variant"], row["dtype"]) for row in report["rows"]] == [
-            (variant.algorithm.name, variant.label, dtype) for variant in chosen for dtype in STORAGES
+        assert [(row["device"], row["optimizer"], row["variant"], row["dtype"]) for row in report["rows"]] == [
+            (device, variant.algorithm.name, variant.label, dtype)
+            for device in report["devices"]
+            for variant in chosen
+            for dtype in STORAGES
         ]
         for row in report["rows"]:
             assert row["passed"] and row["launches"] >= 3 and not row["failures"] and row["tolerances"]
@@ -60,7 +67,7 @@ class TestCommand:
     def test_the_table_says_what_ran_and_what_is_allowed(self) -> None:
         result = parity("--optimizer", "lamb", "--dtype", "bfloat16", "--dtype", "float32", "--shapes", "9")
         assert result.exit_code == 0, result.output
-        assert "4 of 4 agree with the reference." in result.stdout
+        assert "8 of 8 agree with the reference." in result.stdout
         assert "kernels interpreted" in result.stdout and f"torch {torch.__version__}" in result.stdout
         assert "1e-06 of the largest magnitude: about fifteen float32 operations" in result.stdout
         assert "read back" in result.stdout and "bias_correction=False" in result.stdout
@@ -75,13 +82,15 @@ class TestCommand:
         )
         assert done.returncode == 0, done.stderr
         report = json.loads(done.stdout)
-        assert report["passed"] and report["path"] == "interpreted"
+        assert report["passed"] and list(report["devices"]) == ["interpreted", "cpu"]
         assert "Warning" not in done.stderr
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             (["--optimizer", "AdamX"], "there is no optimizer 'AdamX'; choose from SGD, "),
+            (["--device", "tpu"], "there is no device 'tpu'; choose from cuda, interpreted, cpu"),
+            (["--device", "cuda", "--device", "interpreted"], "either compiles kernels or interprets them"),
             (["--dtype", "int8"], "there is no dtype 'int8'; choose from float32, "),
             (["--shapes", "127;33"], "shape '127;33' must look like"),
             (["--shapes", ""], "shape '' must look like"),
@@ -206,8 +215,8 @@ class TestWrongKernels:
         monkeypatch.setattr(TABLE["AdamW"].rules, "select", TABLE["Adam"].rules.select)
         result = parity("--optimizer", "adamw", "--dtype", "float32", "--shapes", "127")
         assert result.exit_code == 1
-        assert "FAIL AdamW  float32: step 1: param of 127 is off by" in result.stdout
-        assert "0 of 2 agree with the reference." in result.stdout
+        assert "FAIL cpu AdamW  float32: step 1: param of 127 is off by" in result.stdout
+        assert "0 of 4 agree with the reference." in result.stdout
 
     def test_nan_is_null_in_json(self, monkeypatch: pytest.MonkeyPatch) -> None:
         plain = TABLE["Lion"].rules.SPECS[0]
@@ -217,17 +226,18 @@ class TestWrongKernels:
         monkeypatch.setattr(type(row), "hypers", lambda self, hyper: hypers(self, {**hyper, "nan": float("nan")}))
         result = parity("--optimizer", "lion", "--shapes", "5", "--dtype", "float32", "--json")
         assert result.exit_code == 1
-        (row,) = rows(result)
+        row, _ = rows(result)
         assert row["worst"]["param"]["error"] is None and not row["passed"] and row["failures"]
 
-    def test_the_fallback_is_no_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for module in [module for name, module in sys.modules.items() if name.startswith("rlx_gpu")]:
-            if hasattr(module, "runs_kernels"):
-                monkeypatch.setattr(module, "runs_kernels", lambda device: False)
-        result = parity("--optimizer", "lion", "--shapes", "5", "--dtype", "float32", "--json")
+    @pytest.mark.parametrize("device", ["interpreted", "cpu"])
+    def test_another_driver_is_told(self, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from rlx_gpu.parity import trial
+
+        monkeypatch.setattr(trial, "on_host", lambda one: device == "interpreted")
+        result = parity("--optimizer", "lion", "--shapes", "5", "--dtype", "float32", "--device", device, "--json")
         assert result.exit_code == 1
         (row,) = rows(result)
-        assert row["launches"] == 0 and row["failures"][0] == "step 1: no kernel ran, the NumPy reference stepped in"
+        assert row["launches"] == 0 and row["failures"][0] == "step 1: the driver of these tensors did not run"
 
     def test_rounding_towards_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What Triton's interpreter did to bfloat16 before its repair."""

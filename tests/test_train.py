@@ -28,7 +28,7 @@ from rlx_gpu.train.loop import RunResult, named_memory_errors, train
 # Without a GPU a user gets the NumPy reference; interpreting the kernels, as test_train_interpreted.py does, is slow.
 pytestmark = [
     pytest.mark.usefixtures("path"),
-    pytest.mark.parametrize("path", ["reference"], indirect=True),
+    pytest.mark.parametrize("path", ["host"], indirect=True),
     pytest.mark.xdist_group(__name__),  # what the module prepares is made once
 ]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from ..arithmetic import at_least, divide, moving_average, square_root
+from ..language import tl, triton
 from ..spec import FactoredSpec, Hyper, Pass, Row, RuleSpec
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
-
 from ..arithmetic import at_least
+from ..language import tl, triton  # noqa: F401  (the interpreter looks for tl beside every JIT function)
 from ..spec import Hyper, Pass, RuleSpec
 from .moments import ADAM_ROW, adam_direction, update_moments
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from ..arithmetic import moving_average
+from ..language import tl, triton
 from ..spec import Pass, Row, RuleSpec
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from ..arithmetic import divide, square_root
+from ..language import tl, triton
 from ..spec import Hyper, Pass, Row, RuleSpec
 from .moments import ADAM_NAMES, adam_direction, corrections, update_moments
 

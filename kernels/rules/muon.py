@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
-
 from ..arithmetic import divide, square_root
+from ..language import tl, triton  # noqa: F401  (the interpreter looks for tl beside every JIT function)
 from ..spec import Hyper, MatrixSpec, Pass, Row, RuleSpec
 from . import adamw
 from .matrices import APPLY, IN_WORKSPACE, is_matrix

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
 from ..arithmetic import divide, power, square_root
+from ..language import tl, triton
 from ..spec import Pass, Row, RuleSpec
 from .adam import MOMENTS
 from .moments import ADAM_NAMES, update_moments

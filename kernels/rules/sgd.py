@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
-
+from ..language import tl, triton
 from ..spec import Hyper, Pass, Row, RuleSpec
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl  # noqa: F401  (the interpreter looks for it beside every JIT function)
-
+from ..language import tl, triton  # noqa: F401  (the interpreter looks for tl beside every JIT function)
 from ..spec import Hyper, MatrixSpec, Pass, Row, RuleSpec
 from . import adamw
 from .adam import MOMENTS

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .batch import Entry
-from .devices import runs_kernels
+from .devices import TYPES, on_host
 from .memory import is_dense, same_order
 from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, Layout, State
 
@@ -26,10 +26,10 @@ def check_param(name: str, param: torch.Tensor) -> None:
         raise TypeError(f"{label}: layout is {param.layout}, must be torch.strided (dense)")
     if param.is_neg():
         raise TypeError(f"{label}: is a lazily negated view; materialize it with resolve_neg()")
-    if param.device.type not in ("cpu", "cuda"):
+    if param.device.type not in TYPES:
         raise ValueError(f"{label}: is on device {str(param.device)!r}, must be on 'cpu' or 'cuda'")
     if param.dtype not in dtypes_on(param.device):
-        where = "the kernels" if runs_kernels(param.device) else "CPU tensors"
+        where = "CPU tensors" if on_host(param.device) else "the kernels"
         raise TypeError(f"{label}: dtype is {param.dtype}, {where} take {', '.join(dtypes_on(param.device).values())}")
     if not is_dense(param):
         raise ValueError(
@@ -60,7 +60,7 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
 
 def dtypes_on(device: torch.device) -> dict[torch.dtype, str]:
     """The dtypes that can be stepped on a device, and their names."""
-    return {dtype: DTYPE_NAMES[dtype] for dtype in PARAM_DTYPES} if runs_kernels(device) else DTYPE_NAMES
+    return DTYPE_NAMES if on_host(device) else {dtype: DTYPE_NAMES[dtype] for dtype in PARAM_DTYPES}
 
 
 def checked_scale(scale: Any) -> float | torch.Tensor:

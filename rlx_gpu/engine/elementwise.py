@@ -13,7 +13,9 @@ from ..kernels.codecs import ALIGNMENT, codecs_of
 from ..kernels.spec import RuleSpec
 from . import launch, tables
 from .buckets import BucketKey, BucketMember, Step, addresses
+from .devices import number_dtype
 from .inputs import StepInputs
+from .portions import portions
 from .tables import Array, upload
 
 
@@ -37,16 +39,17 @@ class RuleLaunch:
     ) -> None:
         self.inputs, device = inputs, inputs.device
         numels = np.array(parts.numels, dtype=np.int64)
-        chunks, ranges = tables.blocks(numels, elementwise.BLOCK)
+        block, dtype = portions(device).block, number_dtype(device)
+        chunks, ranges = tables.blocks(numels, block)
         self.programs, self.chunks, self.ranges = len(chunks), upload(chunks, device), upload(ranges, device)
         vector_end = np.where((pointers % ALIGNMENT == 0).all(axis=1), numels, 0)
         fixed = {"numel": numels, "vector_end": vector_end, "member": parts.members, "origin": parts.origins}
         self.table = upload(tables.table(elementwise.COLUMNS, fixed, pointers), device)
         codecs = codecs_of(formats)
-        self.passes = [(one.sums, elementwise.constants(spec, i, codecs)) for i, one in enumerate(spec.passes)]
+        self.passes = [(one.sums, elementwise.constants(spec, i, codecs, block)) for i, one in enumerate(spec.passes)]
         sums = max(one.sums for one in spec.passes)
-        self.partials = torch.empty((self.programs, sums), dtype=torch.float32, device=device)
-        self.sums = torch.empty((len(numels), sums), dtype=torch.float32, device=device)
+        self.partials = torch.empty((self.programs, sums), dtype=dtype, device=device)
+        self.sums = torch.empty((len(numels), sums), dtype=dtype, device=device)
 
     def launch(self, workspace: torch.Tensor | None = None) -> None:
         """All passes of the rule; streams in the workspace lie at offsets from this, which is 16-byte aligned."""

@@ -14,6 +14,7 @@ from .batch import Batch
 from .buckets import Step
 from .checks import checked_scale
 from .plan import Plan
+from .processes import check_process
 from .state import leave_batch
 
 LEAST_SHARE = 1 / 16  # of a plan's elements that a batch must have to be stepped by it, the others left out
@@ -60,6 +61,7 @@ class Plans:
 
     def run(self, batch: Batch, grad_scale: float | torch.Tensor) -> list[torch.Tensor]:
         """One step of the batch, by the plan that its parameters have or by a new one; the parameters stepped."""
+        check_process()
         plan = next((self._of.get(id(state)) for state in batch.states if state), None)
         if plan is not None and batch.entries is not plan.entries and batch.entries != plan.entries:
             batch = spread(plan, batch) or batch

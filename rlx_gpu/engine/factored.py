@@ -12,8 +12,10 @@ from ..kernels.codecs import ALIGNMENT, codecs_of
 from ..kernels.spec import FactoredSpec
 from . import launch, tables
 from .buckets import BucketKey, BucketMember, Step, addresses
+from .devices import number_dtype
 from .elementwise import finish_sums
 from .inputs import StepInputs
+from .portions import portions
 from .tables import upload
 
 PARAM, GRAD, ROW_VAR, COL_VAR = range(4)  # the streams, each of one buffer
@@ -31,20 +33,21 @@ class FactoredBucket:
         transposed = np.array([not param.is_contiguous() for param in params])[:, None]
         shapes = np.array([tuple(param.shape) for param in params], dtype=np.int64)
         rows, cols = np.where(transposed, shapes[:, ::-1], shapes).T
-        programs, ranges = tables.tiles(rows, cols, factored.TILE_ROWS, factored.TILE_COLS)
-        vector_blocks = tables.vectors(rows, cols, factored.VECTOR_BLOCK)
+        own = portions(device)
+        programs, ranges = tables.tiles(rows, cols, own.tile_rows, own.tile_cols)
+        vector_blocks = tables.vectors(rows, cols, own.vector_block)
         self.programs, self.vector_programs = len(programs), len(vector_blocks)
-        row_ranges = tables.blocks(rows, factored.VECTOR_BLOCK)[1]  # of the programs that step row vectors
+        row_ranges = tables.blocks(rows, own.vector_block)[1]  # of the programs that step row vectors
         self.tiles, self.vectors, self.ranges, self.row_ranges = (
             upload(array, device) for array in (programs, vector_blocks, ranges, row_ranges)
         )
-        row_partials = rows * -(-cols // factored.TILE_COLS)
-        col_partials = cols * -(-rows // factored.TILE_ROWS)
+        row_partials = rows * -(-cols // own.tile_cols)
+        col_partials = cols * -(-rows // own.tile_rows)
         ends = np.cumsum(np.concatenate([row_partials, col_partials]))
         row_starts, col_starts = np.concatenate([[0], ends[:-1]]).reshape(2, -1)
         workspace = (int(ends[-1]), (self.vector_programs, 1), (len(params), 1), (self.programs, 2), (len(params), 2))
         self.workspace, self.vector_sums, self.row_sums, self.partials, self.sums = (
-            torch.empty(shape, dtype=torch.float32, device=device) for shape in workspace
+            torch.empty(shape, dtype=number_dtype(device), device=device) for shape in workspace
         )
         pointers = addresses(key, members)
         pointers = np.where(transposed, pointers[:, [PARAM, GRAD, COL_VAR, ROW_VAR]], pointers)

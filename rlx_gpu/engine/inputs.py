@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ..kernels.spec import ROW_WIDTH
+from .devices import number_dtype
 from .tables import upload
 
 SCALE, SKIP = 0, 1  # the words
@@ -18,9 +18,10 @@ class StepInputs:
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.device = device
-        self.words = upload(np.array([1.0, 0.0], dtype=np.float32), device)
+        dtype = number_dtype(device)
+        self.words = upload(torch.tensor([1.0, 0.0], dtype=dtype).numpy(), device)
         self.grads = torch.zeros(count, dtype=torch.int64, device=device)
-        self.rows = torch.zeros((count, ROW_WIDTH), dtype=torch.float32, device=device)
+        self.rows = torch.zeros((count, ROW_WIDTH), dtype=dtype, device=device)
         self._scale: Any = 1.0
         self._factor = self.words[SCALE : SCALE + 1]
 

@@ -10,8 +10,7 @@ from ..table import Algorithm
 from .batch import Batch
 from .buckets import grouped
 from .checks import check_grad, check_param, check_state
-from .devices import runs_kernels
-from .state import Layout, State, home_of_scalars, home_scalars, layout
+from .state import Layout, State, home_scalars, layout
 
 
 def admit(algorithm: Algorithm, batch: Batch) -> dict[int, Layout]:
@@ -26,7 +25,7 @@ def admit(algorithm: Algorithm, batch: Batch) -> dict[int, Layout]:
         missing = {key: like for key, like in wanted.tensors.items() if key not in states[i]}
         states[i].update({key: torch.zeros_like(like, device=entry.param.device) for key, like in missing.items()})
         entry.grad_dtype = entry.grad_dtype if grad is None else grad.dtype
-    for device, here in grouped(members, lambda i: home_of_scalars(batch.entries[i].param)).items():
+    for device, here in grouped(members, lambda i: batch.entries[i].param.device).items():
         for slot in dict.fromkeys(slot for i in here for slot in layouts[i].scalars):
             holders = [i for i in here if slot in layouts[i].scalars]
             initial = [starts.get((i, slot), layouts[i].scalars[slot]) for i in holders]
@@ -46,7 +45,7 @@ def _checked(algorithm: Algorithm, batch: Batch, i: int, known: dict[Any, Layout
         known[key] = layout(algorithm, settings.hyper, param, settings.storage)
     if state:
         check_state(entry, state, known[key])
-    if algorithm.of_matrices and runs_kernels(param.device):
+    if algorithm.of_matrices:
         algorithm.matrix_bucket.check(algorithm.select(settings.hyper, param.ndim), entry, settings.hyper)
     return known[key]
 
@@ -56,10 +55,9 @@ def _starts(algorithm: Algorithm, batch: Batch, layouts: dict[int, Layout]) -> d
     kinds: dict[Any, list[int]] = {}
     for i in layouts:
         entry = batch.entries[i]
-        if runs_kernels(entry.param.device):
-            starts = algorithm.select(batch.settings[entry.group].hyper, entry.param.ndim).starts
-            for slot, start in starts.items():
-                kinds.setdefault((slot, start, entry.group, entry.param.shape), []).append(i)
+        starts = algorithm.select(batch.settings[entry.group].hyper, entry.param.ndim).starts
+        for slot, start in starts.items():
+            kinds.setdefault((slot, start, entry.group, entry.param.shape), []).append(i)
     return {
         (i, slot): start(batch.settings[group].hyper, place, len(members))
         for (slot, start, group, _), members in kinds.items()

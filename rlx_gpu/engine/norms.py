@@ -10,7 +10,7 @@ import torch
 from ..kernels import reductions
 from . import launch
 from .buckets import BucketMember, grouped
-from .devices import on_device
+from .devices import number_dtype, on_device
 from .elementwise import Parts, RuleLaunch, finish_sums
 from .inputs import SKIP, StepInputs
 from .state import DTYPE_NAMES
@@ -20,7 +20,7 @@ from .tables import send, upload
 class NormLaunch:
     """Gradients of one device and dtype whose squares are summed together; `placed` are places in `inputs`, and sizes.
 
-    `total` float32 [1, 2] takes the sum of the squares of finite entries, and the number of the others.
+    `total` [1, 2], a device's numbers, takes the sum of the squares of finite entries, and how many others there are.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class Guard:
     def __init__(self, members: Sequence[BucketMember], inputs: Mapping[torch.device, StepInputs]) -> None:
         self.inputs = inputs
         kinds = grouped(members, lambda member: (member.entry.param.device, member.entry.grad_kind))
-        self.totals = {device: torch.zeros((len(kinds), 2), dtype=torch.float32, device=device) for device in inputs}
+        self.totals = {
+            device: torch.zeros((len(kinds), 2), dtype=number_dtype(device), device=device) for device in inputs
+        }
         self.norms = []
         for index, ((device, dtype), own) in enumerate(kinds.items()):
             with on_device(device):
@@ -79,7 +81,7 @@ def squared_norm(tensors: Sequence[torch.Tensor], device: torch.device) -> torch
         with on_device(where):
             inputs = StepInputs(where, len(members))
             send(np.array([member.data_ptr() for member in members], dtype=np.int64), inputs.grads)
-            total = torch.empty((1, 2), dtype=torch.float32, device=where)
+            total = torch.empty((1, 2), dtype=number_dtype(where), device=where)
             NormLaunch(dtype, inputs, [(i, one.numel()) for i, one in enumerate(members)], total).launch()
-            result += total[0].to(device, non_blocking=True)
+            result += total[0].to(device, torch.float32, non_blocking=True)
     return result

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from operator import is_
 from typing import Any
 
 import torch
 
-from ..kernels.spec import RuleSpec
+from ..kernels.spec import FactoredSpec, RuleSpec
 from ..table import Algorithm
 from .batch import Batch, Settings
 from .buckets import Bucket, BucketKey, BucketMember, Step, bucket_key, grouped
-from .devices import on_device, runs_kernels
-from .host import HostBucket
+from .devices import on_device
+from .elementwise import ElementwiseBucket
+from .factored import FactoredBucket
 from .inputs import StepInputs
 from .members import admit
+from .norms import Guard
+from .rows import RowLaunch
 from .state import STEP, Layout
 from .tables import send
 from .watch import GradWatch, TensorWatch
+
+BUCKETS: dict[type, Any] = {RuleSpec: ElementwiseBucket, FactoredSpec: FactoredBucket}  # matrices have their own
 
 
 class Plan:
@@ -36,28 +40,21 @@ class Plan:
         self.settings = list(batch.settings)
         layouts = admit(algorithm, batch)
         self.members = list(layouts)
-        direct = [i for i in self.members if runs_kernels(self.entries[i].param.device)]
-        host = sorted({*self.members} - {*direct})
-        self.here = grouped(direct, lambda i: self.entries[i].param.device)
+        self.here = grouped(self.members, lambda i: self.entries[i].param.device)
         self.structures = list(map(self._structure, self.settings))
         self.inputs = {device: StepInputs(device, len(members)) for device, members in self.here.items()}
-        self.rows: dict[torch.device, list[Any]] = {device: [] for device in self.here}
+        self.rows: dict[torch.device, list[RowLaunch]] = {device: [] for device in self.here}
         self.buckets: dict[torch.device, list[Bucket]] = {device: [] for device in self.here}
-        self.guard: Any = None
-        self.host: HostBucket | None = None
-        self.shaped = bool(host)
-        if direct:
-            self._place(layouts, advance=advance)
-        if host:
-            self.host = HostBucket(algorithm, self._located(host), advance=advance)
-            self.buckets[torch.device("cpu")] = [self.host]
+        self.guard: Guard | None = None
+        self.shaped = False
+        self._place(layouts, advance=advance)
         self.waits = any(bucket.waits for buckets in self.buckets.values() for bucket in buckets)
         params = [self.entries[i].param for i in self.members]
         states: list[Any] = [self.states[i] for i in self.members]
         slots = {slot for own in layouts.values() for slot in (*own.scalars, *own.tensors)}
         numbers = STEP, *algorithm.scalar_slots
         self.tensors = TensorWatch(params, states, slots, numbers, shaped=self.shaped)
-        self.grads = GradWatch(self.entries, self.members, direct)
+        self.grads = GradWatch(self.entries, self.members)
         self._follows(batch.grads)
 
     def fits(self, batch: Batch) -> bool:
@@ -80,11 +77,11 @@ class Plan:
                 inputs.set_scale(step.grad_scale)
                 for row in self.rows[device]:
                     row.send(step.settings)
-        if self.guarded and self._skips(step):
+        if self._skips():
             return
         for device, buckets in self.buckets.items():
             with on_device(device):
-                for row in self.rows.get(device, ()):
+                for row in self.rows[device]:
                     row.launch()
                 for bucket in buckets:
                     bucket.step(step)
@@ -97,41 +94,38 @@ class Plan:
                 send(self.grads.pointers[self.here[device]], inputs.grads)
         return fits
 
-    def _skips(self, step: Step) -> bool:
+    def _skips(self) -> bool:
         """Has the devices skip a step with a NaN or infinity; true only if the host has to know, and it is skipped."""
-        if self.host is not None and self.host.skips(step):
-            return True
-        if self.guard is not None:
-            self.guard.launch()
-            return bool(self.waits and self.guard.skips())
-        return False
+        if self.guard is None:
+            return False
+        self.guard.launch()
+        return bool(self.waits and self.guard.skips())
 
     def _place(self, layouts: dict[int, Layout], *, advance: bool) -> None:
-        """Sorts the members that kernels step into buckets, and makes the launches before them."""
-        drivers = importlib.import_module(".drivers", __package__)
+        """Sorts the members into buckets, and makes the launches before them."""
         own = [member for places in self.here.values() for member in self._located(places)]
         keys: dict[BucketMember, BucketKey] = {}
         for one in own:
             hyper, ndim = one.settings.hyper, one.entry.param.ndim
             chosen = self.algorithm.select(hyper, ndim) if advance else self.algorithm.rules.HESSIAN
             keys[one] = bucket_key(chosen, one.entry, one.settings, layouts[one.index])
-        self.shaped |= any(key.spec.shaped for key in keys.values())
+        self.shaped = any(key.spec.shaped for key in keys.values())
         for (device, spec), members in grouped(own, lambda one: (keys[one].device, keys[one].spec)).items():
-            row = drivers.RowLaunch(spec, self.inputs[device], members, advance=advance)
+            row = RowLaunch(spec, self.inputs[device], members, advance=advance)
             self.rows[device].append(row)
         # Of nothing, means and factors are undefined.
         some = [one for one in own if isinstance(keys[one].spec, RuleSpec) or one.entry.param.numel()]
         for key, members in grouped(some, keys.__getitem__).items():
-            driver = drivers.BUCKETS.get(type(key.spec)) or self.algorithm.matrix_bucket
+            driver = BUCKETS.get(type(key.spec)) or self.algorithm.matrix_bucket
             with on_device(key.device):
                 self.buckets[key.device].append(driver(key, members, self.inputs[key.device]))
         if self.guarded:
-            self.guard = drivers.Guard(own, self.inputs)
+            self.guard = Guard(own, self.inputs)
 
     def _structure(self, settings: Settings) -> Any:
         """What decides which buffers and which rules a param group uses."""
         hyper, algorithm = settings.hyper, self.algorithm
-        rules = [algorithm.select(hyper, ndim) for ndim in (1, 2)] if self.here else []
+        rules = [algorithm.select(hyper, ndim) for ndim in (1, 2)]
         choices = [hyper[name] for name in algorithm.structural]
         return settings.storage, choices, rules, list(algorithm.reference.init_state((1, 1), **hyper))
 

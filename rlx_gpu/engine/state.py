@@ -11,9 +11,7 @@ import numpy as np
 import torch
 
 from ..kernels.formats import FORMATS, STATE_FORMATS, Buffer
-from ..reference.formats import round_to
 from ..table import Algorithm
-from .devices import runs_kernels
 from .tables import upload
 
 State = dict[str, torch.Tensor]
@@ -56,8 +54,8 @@ class Storage:
 
 
 def buffers(format: str) -> tuple[Buffer, ...]:
-    """The buffers of a format; float64, which no kernel takes, has one."""
-    return FORMATS.get(format) or (Buffer("", format),)
+    """The buffers of a format."""
+    return FORMATS[format]
 
 
 def slot_tensors(slot: str, format: str, shape: tuple[int, ...], param: torch.Tensor) -> State:
@@ -184,13 +182,3 @@ def check_steps(labels: Sequence[str], steps: Sequence[torch.Tensor]) -> None:
     for label, number in zip(labels, read_scalars(steps).tolist(), strict=True):
         if not (number >= 0 and number.is_integer()):
             raise ValueError(f"state dict: {label!r} must be one whole number from 0, got {number!r}")
-
-
-def home_of_scalars(param: torch.Tensor) -> torch.device:
-    """Where a parameter's step is kept: beside the parameter if kernels read it, else on the host."""
-    return param.device if runs_kernels(param.device) else torch.device("cpu")
-
-
-def rounded(values: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
-    """Float64 values in a tensor's dtype, rounded once."""
-    return torch.from_numpy(np.asarray(round_to(values, DTYPE_NAMES[dtype]), order="C")).to(dtype)

@@ -73,17 +73,17 @@ class TensorWatch:
 class GradWatch:
     """The gradients of a plan: which there are, where they lie, and copies of those in another memory order.
 
-    Those at the places `members` have a state; those at `direct` are read by kernels, and may need copied. `places` are
+    Those at the places `members` have a state. `places` are
     those that have a gradient, and as flags, `present`; `stepped` their parameters; `pointers` int64, the addresses
     for the kernels, by place in the plan.
     """
 
-    def __init__(self, entries: Sequence[Entry], members: Sequence[int], direct: Sequence[int]) -> None:
+    def __init__(self, entries: Sequence[Entry], members: Sequence[int]) -> None:
         self.params = [entry.param for entry in entries]
         self.numels = list(map(_numel, self.params))
         self.dtypes = [entry.grad_dtype or entry.param.dtype for entry in entries]
         self.devices = list(map(_device, self.params))
-        self.members, self.direct = set(members), set(direct)
+        self.members = set(members)
         self.everyone = list(range(len(entries)))
         self.buffers: dict[int, torch.Tensor] = {}
         self.copies: list[int] = []
@@ -154,7 +154,7 @@ class GradWatch:
         self.contiguous = contiguous
         self.strides = [] if all(contiguous) else list(map(_stride, given))
         pairs = zip(self.places, given, strict=True)
-        self.copies = [i for i, grad in pairs if i in self.direct and not same_order(self.params[i], grad)]
+        self.copies = [i for i, grad in pairs if not same_order(self.params[i], grad)]
         for i in self.copies:
             if i not in self.buffers:
                 self.buffers[i] = torch.empty_like(self.params[i], dtype=self.dtypes[i], requires_grad=False)

@@ -44,6 +44,8 @@ class MatrixBucket:
         self.waits, self.indices = spec.scheduled, [member.index for member in members]
         self.mirror = Mirror(states, spec.counters) if spec.scheduled else None
         batch_format = hyper[spec.batch_dtype] if spec.batch_dtype else "float32"
+        if key.formats[0] == "float64":  # on the CPU: nothing of it is rounded to less
+            batch_format = "float64"
         common = Common(key, spec, routine, members, inputs, batch_format, self.mirror)
         self.waves = [Wave(common, own) for own in waves(shelves, routine.MOST_ELEMENTS)]
 

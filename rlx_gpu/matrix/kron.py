@@ -16,7 +16,6 @@ MOST_ELEMENTS = 2**28  # that are prepared at a time
 BALANCE_PERIOD = 100  # updates of the factors
 LEAST_SHARE = 0.03  # of the steps that update the factors, reached after 4,006
 CREDIT = np.cumsum([0.0, *(min(max(math.exp(-0.001 * (t - 500)), LEAST_SHARE), 1.0) for t in range(1, 4008))])
-TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def direction(grad: torch.Tensor, state: Mapping[str, torch.Tensor], step: Matri
     where those do not lie side by side. Decisions that depend on gradients are taken on the device.
 
     Args:
-        grad: float32 [B, m, n] or [B, d], any strides; overwritten.
+        grad: float32, or float64 on the CPU, [B, m, n] or [B, d], any strides; overwritten.
         state: slots `exp_avg` (grad's shape, float32 or bfloat16) and `left_factor`, `right_factor`, `left_lipschitz`,
             `right_lipschitz`, or for vectors `factor` and `lipschitz` (as in `Side`); updated in place. Factors and
             momentum are rounded to their storage before they are used.
@@ -75,7 +74,7 @@ def direction(grad: torch.Tensor, state: Mapping[str, torch.Tensor], step: Matri
 
     hyper = step.hyper
     present = largest(moment) != 0  # true of a NaN
-    store(exp_avg, slice(None), exp_avg.float().lerp_(moment, 1 - hyper["momentum"]))
+    store(exp_avg, slice(None), wide(exp_avg).lerp_(moment, 1 - hyper["momentum"]))
     correction = over(step.columns("bias_correction"))
     torch.div(exp_avg, correction, out=moment)
     initialize_(sides, moment, present)
@@ -99,9 +98,10 @@ def direction(grad: torch.Tensor, state: Mapping[str, torch.Tensor], step: Matri
 
 def initialize_(sides: Sequence[Side], moment: torch.Tensor, present: torch.Tensor) -> None:
     """Where a factor has not been updated yet: Q = k·I with k = (mean M̂⁴)^(−1/16), ^(−1/8) where it is the only one."""
-    scale = largest(moment).clamp_min_(TINY)  # apart, lest the fourth power vanish
+    tiny = torch.finfo(moment.dtype).tiny
+    scale = largest(moment).clamp_min_(tiny)  # apart, lest the fourth power vanish
     power_mean = torch.linalg.vector_norm(moment / over(scale), 4, dim=(1, 2)) * (math.prod(moment.shape[1:]) ** -0.25)
-    k = (power_mean * scale).clamp_min_(TINY) ** (-0.5 / len(sides))
+    k = (power_mean * scale).clamp_min_(tiny) ** (-0.5 / len(sides))
     fresh = present & (sides[0].lipschitz == 0)
     for side in sides:
         side.diagonal.copy_(torch.where(fresh[:, None], k[:, None], side.diagonal))
@@ -113,9 +113,9 @@ def precondition_(x: torch.Tensor, sides: Sequence[Side]) -> torch.Tensor:
     for side in sides:
         target = x if side is sides[-1] else torch.empty_like(x)
         if not side.dense:
-            torch.mul(source, side.factor.float().square().unsqueeze(3 - side.dim), out=target)
+            torch.mul(source, wide(side.factor).square().unsqueeze(3 - side.dim), out=target)
         else:
-            gram = symmetric_product(side.factor.float().mT)
+            gram = symmetric_product(wide(side.factor).mT)
             first, second = (gram, source) if side.dim == 1 else (source, gram)
             matmul(first, second, out=target)
         source = target
@@ -129,7 +129,7 @@ def fit(side: Side, where: Selection, whitened: torch.Tensor, present: torch.Ten
     lipschitz ← max(precond_beta · lipschitz + (1 − precond_beta)ℓ, ℓ)
     Q ← Q − precond_lr/lipschitz · (T − cI)Q;  a dense Q then takes a step toward symmetric
     """
-    factor, dim = side.factor[where].float(), side.dim
+    factor, dim = wide(side.factor[where]), side.dim
     target = whitened.shape[3 - dim]
     if side.dense:
         covariance = symmetric_product(whitened if dim == 1 else whitened.mT)
@@ -197,7 +197,7 @@ def growth(a: torch.Tensor) -> torch.Tensor:
 
 def balance(sides: Sequence[Side], where: Selection, present: torch.Tensor) -> None:
     """Scales both factors to equal max|·|; the product of the two stays."""
-    left, right = (largest(side.factor[where].float()) for side in sides)
+    left, right = (largest(wide(side.factor[where])) for side in sides)
     usable = present & (left != 0) & (right != 0)
     ratio = torch.where(usable, (right / left).sqrt(), 1.0)
     for side, scale in zip(sides, (ratio, 1 / ratio), strict=True):
@@ -223,6 +223,11 @@ def store(slot: torch.Tensor, where: Selection, value: torch.Tensor) -> None:
     """Rounds a value into a slot, unless it is the slot's own memory."""
     if value.untyped_storage().data_ptr() != slot.untyped_storage().data_ptr():
         slot[where] = value
+
+
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """The numbers of a slot in the format that a step computes in: float64 as they are, others in float32."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def largest(x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..engine.devices import runs_kernels
+from ..engine.devices import on_host
 from ..engine.memory import is_dense
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
 from .products import faster_side, full_float32, symmetric_product
@@ -33,7 +33,7 @@ def form(m: int, n: int, batch: int, dtype: torch.dtype, device: torch.device, t
     9m²n + 11m³ (Gram in three) operations: Gram's are the fewest from n = 2m on, where it also finds room for its
     buffers. Float32, asked for its accuracy, is spared its additional rounding.
     """
-    if not runs_kernels(device) or batch * m * m < LEAST_AREA:
+    if on_host(device) or batch * m * m < LEAST_AREA:
         return "plain"
     if dtype != torch.float32 and n >= 2 * m and tolerant(tuple(triples), torch.finfo(dtype).eps / 2.0):
         return "gram"

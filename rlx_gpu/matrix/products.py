@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from ..engine.devices import runs_kernels
+from ..engine.devices import on_host
 
 # From where on three products in TF32, of operands split in two, are faster than one in float32.
 SPLIT_SIDE = 768  # of each of the three sizes
@@ -50,7 +50,7 @@ def symmetric_product(
 
     The kernel's result is symmetric to the last bit, cuBLAS's up to rounding. For symmetric X, XX is the same product.
     With another Y, XYᵀ must be symmetric, as where X and Y are polynomials in one symmetric matrix: the kernel computes
-    its lower triangle only.
+    its lower triangle only. On the CPU torch computes all of it, in float64 too.
 
     Args:
         x: float32, bfloat16 or float16 [B, m, k], of any strides. Fastest with a contiguous m (`x.mT` contiguous) in
@@ -74,7 +74,7 @@ def symmetric_product(
             raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)}, must be {x.dtype} {wanted} for x")
     if out.data_ptr() in (x.data_ptr(), y.data_ptr()) and x.numel():
         raise ValueError("out: is in the place of x or y, which every tile reads")
-    if runs_kernels(x.device):
+    if not on_host(x.device):
         from . import tiled
 
         if c is x:
@@ -87,7 +87,7 @@ def symmetric_product(
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """AB of every pair of float32 matrices, at float32's accuracy.
+    """AB of every pair of float32 matrices, at float32's accuracy; of float64 ones on the CPU.
 
         large ones as A_lo B_hi + A_hi B_lo + A_hi B_hi, where X = X_hi + X_lo but for 2⁻²³ of it, in TF32
 
@@ -103,10 +103,12 @@ def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None)
     out = a.new_empty((batch, rows, cols)) if out is None else out
     if b.shape != (batch, inner, cols) or out.shape != (batch, rows, cols):
         raise ValueError(f"shapes do not fit: {tuple(a.shape)} by {tuple(b.shape)} into {tuple(out.shape)}")
-    if {a.dtype, b.dtype, out.dtype} != {torch.float32}:
-        raise ValueError(f"dtypes must be torch.float32, got {a.dtype} by {b.dtype} into {out.dtype}")
+    if {a.dtype, b.dtype, out.dtype} not in ({torch.float32}, {torch.float64}):
+        raise ValueError(
+            f"dtypes must be torch.float32, or torch.float64 on the CPU, got {a.dtype} by {b.dtype} into {out.dtype}"
+        )
     work = rows * inner * cols
-    if min(rows, inner, cols) < SPLIT_SIDE or batch * work < SPLIT_WORK or not runs_kernels(a.device):
+    if min(rows, inner, cols) < SPLIT_SIDE or batch * work < SPLIT_WORK or on_host(a.device):
         with full_float32():
             return torch.bmm(a, b, out=out)
     most = max(1, MOST_WORK // max(1, work))
@@ -133,11 +135,13 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
     S is contiguous float32 [B, m, m], `failed` contiguous int32 [B].
     """
     batch, size = s.shape[:2]
-    if s.dtype != torch.float32 or s.shape != (batch, size, size) or not s.is_contiguous():
-        raise ValueError(f"s: {s.dtype} {tuple(s.shape)}, must be contiguous torch.float32 [B, m, m]")
+    if s.dtype not in (torch.float32, torch.float64) or s.shape != (batch, size, size) or not s.is_contiguous():
+        raise ValueError(
+            f"s: {s.dtype} {tuple(s.shape)}, must be contiguous torch.float32 [B, m, m], or float64 on the CPU"
+        )
     if failed.dtype != torch.int32 or failed.shape != (batch,) or not failed.is_contiguous():
         raise ValueError(f"failed: {failed.dtype} {tuple(failed.shape)}, must be contiguous torch.int32 ({batch},)")
-    if runs_kernels(s.device):
+    if not on_host(s.device):
         from . import tiled
 
         tiled.householder_(s, failed)

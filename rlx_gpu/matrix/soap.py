@@ -15,7 +15,7 @@ State = Mapping[str, torch.Tensor]
 SIDES = ("left", "right")
 MOMENTS = ("exp_avg", "exp_avg_sq")
 MOST_ELEMENTS = 2**28  # that are prepared at a time
-ROUNDING = 2.0**-20  # see `drop_rounding_`
+ROUNDING = 8  # epsilons, see `drop_rounding_`
 
 
 def direction(grad: torch.Tensor, state: State, step: MatrixStep) -> torch.Tensor:
@@ -24,13 +24,13 @@ def direction(grad: torch.Tensor, state: State, step: MatrixStep) -> torch.Tenso
     Beside state and gradient this takes the memory of two gradients and, when bases change, what `orthonormalize` says.
 
     Args:
-        grad: float32 [B, m, n], of any strides; overwritten.
+        grad: float32, or float64 on the CPU, [B, m, n], of any strides; overwritten.
         state: batches of the slots; exp_avg and exp_avg_sq [B, m, n] in the gradient's memory order, covariances and
             bases [B, d, d], or [B, 0, 0] on a side that keeps the identity.
         step: hyperparameters, t and `phase` of each matrix.
 
     Returns:
-        float32 [B, m, n], in the gradient's memory.
+        [B, m, n], in the gradient's memory.
     """
     hyper = step.hyper
     beta = hyper["betas"][1] if hyper["shampoo_beta"] is None else hyper["shampoo_beta"]
@@ -46,7 +46,7 @@ def direction(grad: torch.Tensor, state: State, step: MatrixStep) -> torch.Tenso
         elif change == "next":
             change_bases(state, selection)
     left, right = state["left_basis"], state["right_basis"]
-    projected = rotated(grad, left, right, torch.empty_like(state["exp_avg"], dtype=torch.float32))
+    projected = rotated(grad, left, right, torch.empty_like(state["exp_avg"], dtype=grad.dtype))
     if left.numel() or right.numel():
         drop_rounding_(projected)
     assert step.run is not None
@@ -69,8 +69,8 @@ def start_bases(state: State, selection: Selection, grad: torch.Tensor) -> None:
     """
     for side, matrices in zip(SIDES, (grad, grad.mT), strict=True):
         if state[f"{side}_cov"].numel():
-            wide = matrices.double()
-            state[f"{side}_basis"][selection] = eigenbasis(wide @ wide.mT)
+            wide, basis = matrices.double(), state[f"{side}_basis"]
+            basis[selection] = eigenbasis(wide @ wide.mT, basis.dtype)
 
 
 def change_bases(state: State, selection: Selection) -> None:
@@ -92,7 +92,8 @@ def change_bases(state: State, selection: Selection) -> None:
     for slot in MOMENTS:
         moment = state[slot][selection]
         left, right = turns
-        result = rotated(moment.float(), left, right, torch.empty_like(moment, dtype=torch.float32))
+        dtype = left.dtype
+        result = rotated(moment.to(dtype), left, right, torch.empty_like(moment, dtype=dtype))
         state[slot][selection] = result.to(moment.dtype)
         turns = [turn.square() for turn in turns]
 
@@ -105,11 +106,11 @@ def rotated(x: torch.Tensor, left: torch.Tensor, right: torch.Tensor, out: torch
 
 
 def drop_rounding_(x: torch.Tensor) -> torch.Tensor:
-    """Sets to zero what is smaller than 2⁻²⁰ of the matrix's largest entry.
+    """Sets to zero what is smaller than 8 epsilons, 2⁻²⁰ in float32, of the matrix's largest entry.
 
     Rotating a gradient into its own eigenvectors leaves float32's rounding where exact arithmetic leaves zeros, in
     every direction in which it has no component. Adam would make full steps of it, at t = 1 in all the null directions
     of a tall matrix. In float64 it is about 1e-16 of the largest entry, which eps hides.
     """
     largest = torch.linalg.vector_norm(x, float("inf"), dim=(-2, -1), keepdim=True)
-    return x.mul_(x.abs() >= ROUNDING * largest)
+    return x.mul_(x.abs() >= ROUNDING * torch.finfo(x.dtype).eps * largest)

@@ -145,7 +145,8 @@ class WaveBatch:
 
     def _column(self, name: str) -> torch.Tensor:
         """One number of the row of each matrix."""
-        return self.common.inputs.rows[:, self.common.spec.row.names.index(name)][self.rows]
+        column = self.common.inputs.rows[:, self.common.spec.row.names.index(name)][self.rows]
+        return column if self.common.batch_format == "float64" else column.float()
 
 
 def parts(common: Common, pieces: Sequence[Piece]) -> Parts:

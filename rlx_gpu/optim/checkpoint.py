@@ -14,7 +14,6 @@ from ..engine.state import (
     State,
     as_tensor,
     check_steps,
-    home_of_scalars,
     layout,
     loaded_slot,
     place_scalars,
@@ -102,6 +101,6 @@ def _bring_home(algorithm: Algorithm, names: Mapping[torch.Tensor, str], state: 
     kinds: dict[tuple[torch.device, str], list[State]] = {}
     for param in names:
         for slot in {STEP, *algorithm.scalar_slots} & state[param].keys():
-            kinds.setdefault((home_of_scalars(param), slot), []).append(state[param])
+            kinds.setdefault((param.device, slot), []).append(state[param])
     for (device, slot), states in kinds.items():
         place_scalars(states, slot, read_scalars([one[slot] for one in states]).tolist(), device)

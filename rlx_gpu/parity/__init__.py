@@ -1,7 +1,8 @@
-"""Parity: the kernels of this machine against the float64 reference, the body of `rlx-gpu parity`.
+"""Parity: the drivers of this machine against the float64 reference, the body of `rlx-gpu parity`.
 
 variants    every optimizer of the registry, in every way of running it that its declarations allow
 cases       shapes and memory layouts of parameters
+devices     Triton's kernels on a GPU or interpreted, and the host's driver
 storages    formats of parameters, gradients and state
 intervals   which numbers a stored number may stand for
 tolerances  how far a kernel may be off, with reasons: the only place

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from ..engine.devices import interpreted, runs_kernels
+from ..engine.devices import interpreted, on_host
 from ..optim import state_bytes
 from .checkpoint import replace_file
 from .config import TrainConfig
@@ -64,8 +64,8 @@ def summarize(config: TrainConfig, result: RunResult) -> Summary:
 def where(device: torch.device) -> str:
     """The device, and which implementation of the optimizers it gets."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if not runs_kernels(device):
-        return f"{name} (NumPy reference)"
+    if on_host(device):
+        return name
     return f"{name} (Triton, interpreted)" if interpreted() else f"{name} (Triton)"
 
 

@@ -133,7 +133,7 @@ def test_a_diverged_run_is_recorded_as_such_and_is_never_the_best() -> None:
     assert min(outcomes, key=lambda outcome: outcome.validation_loss).diverged is None
 
 
-@pytest.mark.parametrize("path", ["reference"], indirect=True)
+@pytest.mark.parametrize("path", ["host"], indirect=True)
 def test_a_run_repeats_and_stops_where_it_diverges(path: str, corpus: Corpus) -> None:
     state = torch.get_rng_state()
     first, again = (train.train_once(TINY, corpus, CPU) for _ in range(2))
@@ -151,7 +151,7 @@ def test_a_run_repeats_and_stops_where_it_diverges(path: str, corpus: Corpus) ->
     json.dumps(train.row(wild, "sweep", 1.0), allow_nan=False)
 
 
-@pytest.mark.parametrize("path", ["reference"], indirect=True)
+@pytest.mark.parametrize("path", ["host"], indirect=True)
 def test_the_command_records_sweep_and_final_runs(path: str, tmp_path: Path) -> None:
     app = typer.Typer()
     app.command()(train.main)

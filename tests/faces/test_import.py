@@ -126,15 +126,16 @@ def test_without_triton_both_faces_run_on_the_cpu():
     python(blocked("triton", "cupy") + BOTH_FACES)
 
 
-def test_cpu_tensors_run_the_reference_unless_interpreted():
+def test_cpu_tensors_are_stepped_by_the_host_unless_interpreted():
     """The tensors' device chooses; on the CPU no kernel is launched, unless Triton interprets."""
     counted = (
         "import torch, rlx_gpu\n"
         "rlx_gpu.AdamW(lr=0.1).step('p', (3,), torch.ones(3), torch.ones(3))\n"
-        "from rlx_gpu.engine import launch\nprint(launch.launches.total())"
+        "from rlx_gpu.engine import launch\nprint(launch.host_runs.total() > 0, launch.launches.total())"
     )
-    assert python(counted).split()[-1] == "0"
-    assert int(python(counted, interpret=True).split()[-1]) > 0
+    assert python(counted).split()[-2:] == ["True", "0"]
+    ran, launched = python(counted, interpret=True).split()[-2:]
+    assert ran == "False" and int(launched) > 0
 
 
 def test_without_torch_the_faces_say_so():

@@ -91,7 +91,9 @@ def test_a_stored_float32_comes_back_as_the_reference_rounds_it(codec, values):
     assert_array_equal(np.signbit(back[kept]), np.signbit(values[kept]))
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize(
+    "codec", [codec for codec in CODECS.values() if codec.name != "float64"], ids=lambda codec: codec.name
+)
 @given(words=st.integers(0, 2**16 - SIZE))
 @settings(max_examples=40, deadline=None)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

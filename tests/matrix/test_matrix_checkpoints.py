@@ -23,7 +23,7 @@ SHAPES = ((9, 14), (9, 14), (14, 6), (8, 8), (11,))
 @pytest.fixture(autouse=True)
 def products_of_torch(monkeypatch):
     """The tiled products have tests of their own."""
-    monkeypatch.setattr(products, "runs_kernels", lambda device: False)
+    monkeypatch.setattr(products, "on_host", lambda device: True)
 
 
 def parameters() -> list[torch.nn.Parameter]:

@@ -184,7 +184,7 @@ def test_memory_beyond_the_result(each_form):
 
 
 def test_the_table_decides(monkeypatch):
-    monkeypatch.setattr(module, "runs_kernels", lambda device: True)
+    monkeypatch.setattr(module, "on_host", lambda device: False)
     keller, cans = schedule("keller", 5), schedule("cans", 5)
     choose = lambda m, n, batch=1, dtype=torch.bfloat16, triples=keller: module.form(  # noqa: E731
         m, n, batch, dtype, CPU, triples
@@ -195,7 +195,7 @@ def test_the_table_decides(monkeypatch):
     assert choose(512, 1024, 4) == "gram"
     assert choose(512, 1023, 4) == choose(512, 1024, 3) == choose(512, 1024, 4, triples=cans) == "plain"
     assert choose(512, 1024, 4, torch.float32) == choose(2048, 8192, triples=cans) == "symmetric"
-    monkeypatch.setattr(module, "runs_kernels", lambda device: False)
+    monkeypatch.setattr(module, "on_host", lambda device: True)
     assert choose(4096, 4096 * 8) == "plain"
 
 

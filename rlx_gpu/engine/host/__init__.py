@@ -1,0 +1,40 @@
+"""The driver of CPU tensors: every kernel of the engine in a form for the host, under the same tables and arguments.
+
+    rules       the rules of `rlx_gpu.kernels`, as they are, as Numba functions
+    loops       loops around them, generated
+    codecs      the storage formats
+    elementwise, rows, factored, reductions     the kernels' programs, for the modules of `rlx_gpu.kernels` so named
+    programs    what these have in common
+    build       compilation, kept on disk
+    threads     who runs them
+    native      memory by its address
+
+Rules and formats are compiled apart, and the programs call them: a rule costs a fraction of a second once, whatever
+formats it is used with. Numba is imported when a tensor on the CPU is first stepped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import elementwise, factored, reductions, rows
+from .threads import run, thread_count
+
+__all__ = ["launch", "thread_count"]
+FORMS = {
+    form.__name__: form
+    for form in (
+        rows.rows_kernel,
+        elementwise.fused_step_kernel,
+        factored.factored_sums_kernel,
+        factored.factored_moments_kernel,
+        factored.factored_step_kernel,
+        reductions.finish_sums_kernel,
+        reductions.guard_kernel,
+    )
+}
+
+
+def launch(kernel: str, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Runs the host's form of a kernel, to its end."""
+    run(FORMS[kernel](*arguments, **constants), programs)

@@ -1,0 +1,44 @@
+"""The host's forms of `rlx_gpu.kernels.reductions`: sums of float64 numbers in a fixed order, and the skip flag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .build import address_of
+from .native import float64, int64, pointer
+from .programs import SKIP, Job, words
+
+GRAIN = 64
+
+
+def finish_sums_kernel(*tensors: Any, SUMS: int, **constants: Any) -> Job:
+    """Adds up partial sums; the arguments are the kernel's."""
+    return Job(address_of(finish_sums), words(*tensors, SUMS), GRAIN)
+
+
+def finish_sums(arguments_at: int, program: int, end: int, memory: int) -> None:
+    """The sums from one program to another: partials, ranges and sums, then how many sums there are of each."""
+    arguments = pointer(arguments_at, int64)
+    partials, ranges = pointer(arguments[0], float64), pointer(arguments[1], int64)
+    sums, count = pointer(arguments[2], float64), arguments[3]
+    for current in range(program, end):
+        for i in range(count):
+            result = 0.0
+            for row in range(ranges[2 * current], ranges[2 * current + 1]):
+                result += partials[row * count + i]
+            sums[current * count + i] = result
+
+
+def guard_kernel(*tensors: Any, COUNT: int, **constants: Any) -> Job:
+    """Has the step skipped; the arguments are the kernel's."""
+    return Job(address_of(guard), words(*tensors, COUNT), 1)
+
+
+def guard(arguments_at: int, program: int, end: int, memory: int) -> None:
+    """Sets the flag from norms and the numbers of entries that are not finite."""
+    arguments = pointer(arguments_at, int64)
+    totals, flags = pointer(arguments[0], float64), pointer(arguments[1], float64)
+    bad = 0.0
+    for i in range(arguments[2]):
+        bad += totals[2 * i + 1]
+    flags[SKIP] = 1.0 if bad > 0.0 else 0.0
