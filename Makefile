@@ -43,7 +43,7 @@ format: $(READY) ## fix what ruff can fix, and format
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## what a CPU can measure: host time, the reference beside torch, what the kernels compile to
+bench: $(READY) ## what a CPU can measure: host time, whole steps beside peers, what the kernels compile to
 	@$(BIN)/rlx-gpu bench host $(ARGS)
 	@$(BIN)/rlx-gpu bench cpu
 	@$(BIN)/python -m rlx_gpu.bench.kernels

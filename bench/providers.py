@@ -121,6 +121,7 @@ PEERS = (
     Peer("torch fused", "torch", "torch.optim", ADAMS, IN_KIND, {"fused": True}),
     # On a CPU torch's fused SGD leaves bfloat16 parameters of 16 elements or more as they are.
     Peer("torch fused", "torch", "torch.optim", SGD, IN_KIND, {"fused": True}, devices=("cuda",)),
+    Peer("torch fused", "torch", "torch.optim", SGD, {"float32": {}}, {"fused": True}, devices=("cpu",)),
     Peer("torch foreach", "torch", "torch.optim", FOREACH, IN_KIND, {"foreach": True}),
     Peer("torch compiled", "torch", "torch.optim", FOREACH, IN_KIND, {"foreach": True}, slow=True, wrap=compiled),
     Peer("torch", "torch", "torch.optim", {"Muon": ("Muon", {})}, IN_KIND),

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..table import TABLE, Algorithm
 from . import rows, train_rows
 from .charts import CHARTS, PLOTS
+from .cpu import MODELS as CPU_MODELS
 from .providers import OURS
 from .record import RESULTS
 from .rows import Row, is_peer, measured, recorded, task
@@ -87,12 +88,19 @@ def matrix(results: Path = RESULTS) -> str:
 
 
 def cpu(results: Path = RESULTS) -> str:
-    """Whole float32 steps of the NumPy reference, and the fastest peer."""
-    found = [row for row in rows.cpu(results) if row["storage"] == "float32"]
-    races = _races(found, lambda row: (row["optimizer"],), lambda row: "")
-    cells = [[*case, *(cell for i, cell in enumerate(_race(race[""], "")) if i != 1)] for case, race in races.items()]
-    table = markdown(["optimizer", "ms", "fastest peer", "its time over ours"], cells)
-    return f"{table}\n\n{found[0]['model']}, float32. {_reproduce('cpu', found)}"
+    """Whole steps over CPU tensors: ours in every storage, and the fastest peer where there is one."""
+    found = [row for row in rows.cpu(results) if row["model"] in CPU_MODELS]
+    raced, alone = ("float32", "bfloat16"), ("bfloat16_stochastic", "bfloat16_float32", "float16")
+    races = _races(found, lambda row: (row["model"], task(row)), lambda row: row["storage"])
+    cells = []
+    for case, by_format in races.items():
+        peers = [_race(by_format.get(form, []), "") for form in raced]
+        ours = [_race(by_format.get(form, []), "")[0] for form in alone]
+        cells.append([*case, *(cell for ms, _, *peer in peers for cell in (ms, *peer)), *ours])
+    header = [column for form in raced for column in (f"{form}, ms", "fastest peer", "its time over ours")]
+    table = markdown(["tensors", "optimizer", *header, *(f"{form}, ms" for form in alone)], cells)
+    threads = found[0]["threads"]
+    return f"{table}\n\nOn {threads} threads. {_reproduce('cpu', found)}"
 
 
 def training(results: Path = RESULTS) -> str:

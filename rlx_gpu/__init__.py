@@ -2,7 +2,7 @@
 
 `rlx_gpu.AdamW(lr=3e-4)` is the trait, keyed by parameter name, for any trainer; `rlx_gpu.optim.AdamW(params, lr=3e-4)`
 drops in for `torch.optim`; `rlx_gpu.reference.AdamW(lr=3e-4)` is the trait in NumPy and float64, without `device` and
-`grad_scale`. Importing this package imports nothing; using it imports NumPy, torch and Triton as they are needed.
+`grad_scale`. Importing this package imports nothing; using it imports NumPy, torch, Triton and Numba as needed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rlx_gpu.bench import providers
+from rlx_gpu.bench import cpu, providers
 from rlx_gpu.bench.matrix import PHASES
 from rlx_gpu.bench.providers import OURS
 from rlx_gpu.bench.shapes import SHAPES, count
@@ -115,8 +115,8 @@ def matrix_rows() -> list[dict[str, Any]]:
 def cpu_rows() -> list[dict[str, Any]]:
     """Two optimizers without a GPU."""
     return [
-        {"bench": "cpu", "optimizer": name, "provider": provider, "model": "gpt2-124m, one block"}
-        | {"storage": "float32", "ms": spread(ms), "tensors": 12, "parameters": 7_087_872}
+        {"bench": "cpu", "optimizer": name, "provider": provider, "model": cpu.LARGE, "threads": 2}
+        | {"storage": "float32", "ms": spread(ms), "tensors": 30, "parameters": 9_999_360}
         for name in ("AdamW", "Lion")
         for provider, ms in ((OURS, 80.0), ("torch foreach", 20.0))
     ]

@@ -11,14 +11,15 @@ from recorded_rows import CEILINGS, assert_rows
 
 import rlx_gpu
 from rlx_gpu.bench import baselines, cpu, gate, host, matrix, providers, race
-from rlx_gpu.bench.shapes import count, gpt2_124m
+from rlx_gpu.bench.shapes import count
 from rlx_gpu.kernels.formats import STORAGES
+from rlx_gpu.table import TABLE
 
 QUICK = race.Effort(rounds=2, repeats=3, seconds=0.01)
 
 
 def test_the_table_of_peers_is_consistent() -> None:
-    modes = [(peer.name, optimizer) for peer in providers.PEERS for optimizer in peer.classes]
+    modes = [(peer.name, name, device) for peer in providers.PEERS for name in peer.classes for device in peer.devices]
     assert len(modes) == len(set(modes)), "two entries for one peer and optimizer"
     for peer in providers.PEERS:
         assert peer.classes.keys() <= rlx_gpu.TABLE.keys()
@@ -98,12 +99,33 @@ def test_the_host_bench_times_every_provider(monkeypatch) -> None:
     assert_rows(rows)
 
 
-def test_the_cpu_bench_times_the_reference_beside_torch() -> None:
-    rows, failed = cpu.measure("AdamW", "float32", [(8, 6), (6,)], ["rlx-gpu", "torch fused"], QUICK)
+@pytest.mark.parametrize("present", [None, partial(cpu.every, 2), cpu.never_the_same])
+def test_the_cpu_bench_times_ours_beside_torch(present) -> None:
+    case = cpu.Case(cpu.LARGE, lambda: [(8, 6), (6,), (5,)], "AdamW", "float32", present)
+    rows, failed = cpu.measure(case, ["rlx-gpu", "torch fused"], QUICK)
     assert not failed
     assert [row["provider"] for row in rows] == ["rlx-gpu", "torch fused"]
+    assert all(row["threads"] == torch.get_num_threads() for row in rows)
     assert_rows(rows)
-    assert count(gpt2_124m()[cpu.BLOCK]) == 7_087_872
+
+
+def test_the_tensors_of_the_cpu_bench() -> None:
+    assert count(cpu.large()) == 9_999_360 and count(cpu.small()) == 40_000 and count(cpu.blocks()) == 3_145_728
+    assert list(cpu.every(7, 15, 0)) == [1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13]
+    halves = [frozenset(cpu.never_the_same(5000, step)) for step in range(4)]
+    assert len(set(halves)) == 4 and all(len(half) == 2500 for half in halves)
+    assert {case.optimizer for case in cpu.CASES} == set(TABLE) and not any("," in model for model in cpu.MODELS)
+
+
+def test_gradients_that_a_step_does_not_find_are_back_after_it() -> None:
+    params = race.parameters([(3,)] * 4, "float32", "cpu")
+    grads = [param.grad for param in params]
+    seen = []
+    step = cpu.finding(
+        lambda: lambda: seen.append([param.grad is not None for param in params]), params, partial(cpu.every, 2)
+    )
+    step()
+    assert seen == [[False, True, False, True]] and all(a.grad is b for a, b in zip(params, grads, strict=True))
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 18), (2, 12, 8)])
