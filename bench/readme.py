@@ -11,7 +11,6 @@ from pathlib import Path
 from ..table import TABLE, Algorithm
 from . import rows, train_rows
 from .charts import CHARTS, PLOTS
-from .cpu import MODELS as CPU_MODELS
 from .providers import OURS
 from .record import RESULTS
 from .rows import Row, is_peer, measured, recorded, task
@@ -89,7 +88,7 @@ def matrix(results: Path = RESULTS) -> str:
 
 def cpu(results: Path = RESULTS) -> str:
     """Whole steps over CPU tensors: ours in every storage, and the fastest peer where there is one."""
-    found = [row for row in rows.cpu(results) if row["model"] in CPU_MODELS]
+    found = rows.cpu(results)
     raced, alone = ("float32", "bfloat16"), ("bfloat16_stochastic", "bfloat16_float32", "float16")
     races = _races(found, lambda row: (row["model"], task(row)), lambda row: row["storage"])
     cells = []
@@ -131,10 +130,12 @@ def _training_command(results: Path) -> str:
     return f"train --steps {run[0]['steps']} {sizes} --tries {tries} --seeds {seeds}"
 
 
-def _unless_empty(bench: str, section: Callable[[Path], str]) -> Callable[[Path], str]:
+def _unless_empty(
+    bench: str, section: Callable[[Path], str], found: Callable[[str, Path], list[Row]] = recorded
+) -> Callable[[Path], str]:
     """A section that says so where its bench has no rows."""
     missing = f"Nothing is recorded yet: `rlx-gpu bench {bench}` measures and records it."
-    return lambda results: section(results) if recorded(bench, results) else missing
+    return lambda results: section(results) if found(bench, results) else missing
 
 
 SECTIONS = {
@@ -143,7 +144,7 @@ SECTIONS = {
     "matrix": _unless_empty("matrix", matrix),
     "train": _unless_empty("train", training),
     "host": _unless_empty("host", host),
-    "cpu": _unless_empty("cpu", cpu),
+    "cpu": _unless_empty("cpu", cpu, lambda _, results: rows.cpu(results)),
 }
 
 

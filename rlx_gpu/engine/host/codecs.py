@@ -76,6 +76,18 @@ def load_float64(real: Any) -> Function:
     return load
 
 
+def store_float64(real: Any) -> Function:
+    """Exact."""
+
+    def store(stream: int, first: int, count: int, values: int) -> None:
+        source = pointer(values, real)
+        target = pointer(pointer(stream, int64)[BUFFERS] + 8 * first, float64)
+        for i in range(count):
+            target[i] = float64(source[i])
+
+    return store
+
+
 def load_bfloat16(real: Any) -> Function:
     """Exact."""
 

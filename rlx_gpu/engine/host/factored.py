@@ -10,12 +10,14 @@ import functools
 from typing import Any
 
 import numpy as np
+from numba import njit
 
+from ...kernels.codecs import load_float64, store_float64
 from ...kernels.factored import COLUMNS
 from ..portions import HOST
 from .build import address_of
-from .codecs import SLOT
-from .loops import moments_loop, norms_loop, square_loop, update_loop
+from .codecs import BUFFERS, SLOT, STREAM_WORDS, codec_function
+from .loops import moments_loop, norms_loop, square_loop, sum_function, update_loop
 from .native import call, float64, int32, int64, pointer
 from .programs import (
     NUMBERS,
@@ -24,6 +26,7 @@ from .programs import (
     SCALE,
     SKIP,
     SLOTS,
+    STREAMS,
     WIDTH,
     Job,
     copy_row,
@@ -42,16 +45,17 @@ ROWS, COLS, ROW_PARTIALS, COL_PARTIALS, MEMBER, ORIGIN = (
     COLUMNS.index(name) for name in ("rows", "cols", "row_partials", "col_partials", "member", "origin")
 )
 PARAM, GRAD, ROW_VAR, COL_VAR = range(4)  # the streams
-# The arguments of a program: what the kernels take, their constants, two sums, the compiled loop, and which it is.
+# The arguments of a program: what the kernels take, their constants, two sums, the compiled loop, which
+# it is, what converts numbers of the workspace, and what adds up.
 TABLE, ENTRIES, ROWS_AT, GRADS, WORDS, WORKSPACE = range(6)
-STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, SIZE, ROW_SUMS, SUMS, LOOP, UPDATE = range(6, 15)
+STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, SIZE, ROW_SUMS, SUMS, LOOP, UPDATE, CONVERT, ADD = range(6, 17)
 
 
 def factored_sums_kernel(*tensors: Any, **constants: Any) -> Job:
     """Row and column sums of squares; the arguments are the kernel's."""
     streams, double = _streams(constants["STREAMS"], (GRAD,), ())
     loop = square_loop(constants["RULES"][0], constants["SCALARS"], double)
-    return _job(sum_tiles, tensors, constants, streams, double, (0, 0), loop)
+    return _job(sum_tiles, tensors, constants, streams, double, (0, 0), loop, store_float64)
 
 
 def factored_moments_kernel(*tensors: Any, **constants: Any) -> Job:
@@ -69,7 +73,7 @@ def factored_step_kernel(*tensors: Any, **constants: Any) -> Job:
         loop = update_loop(direction, update, constants["SCALARS"], double)
     else:
         loop = norms_loop(direction, constants["SCALARS"], double)
-    return _job(step_tiles, tensors[:-2], constants, streams, double, tensors[-2:], loop)
+    return _job(step_tiles, tensors[:-2], constants, streams, double, tensors[-2:], loop, load_float64)
 
 
 @functools.cache
@@ -79,10 +83,47 @@ def _streams(streams: Any, read: tuple[int, ...], written: tuple[int, ...]) -> t
     return stream_table(own, is_double(streams)), is_double(streams)
 
 
-def _job(body: Any, tensors: Any, constants: Any, streams: Any, double: bool, sums: Any, loop: int) -> Job:
+def _job(
+    body: Any, tensors: Any, constants: Any, streams: Any, double: bool, sums: Any, loop: int, convert: Any = None
+) -> Job:
     """A job on these streams; `sums` are those of rows, and those that a program leaves or finds."""
     own = (streams.ctypes.data, len(streams), constants["TABLE_WIDTH"], constants["SCALARS"], 8 if double else 4)
-    return Job(address_of(body), words(*tensors, *own, *sums, loop, constants.get("UPDATE", False)), GRAIN)
+    last = (
+        constants.get("UPDATE", False),
+        0 if convert is None else codec_function(convert, double),
+        sum_function(double),
+    )
+    return Job(address_of(body), words(*tensors, *own, *sums, loop, *last), GRAIN)
+
+
+@njit(inline="always")
+def take_numbers(memory: int, k: int, convert: int, numbers: int, count: int) -> int:
+    """Where float64 numbers of the workspace are in the format that a rule computes in: there, or in the k-th slot."""
+    if convert == 0:
+        return numbers
+    pointer(memory + STREAMS + k * STREAM_WORDS * 8, int64)[BUFFERS] = numbers
+    call(convert, memory + STREAMS + k * STREAM_WORDS * 8, 0, count, memory + SLOTS + k * SLOT)
+    return memory + SLOTS + k * SLOT
+
+
+@njit(inline="always")
+def clear(numbers: int, count: int) -> None:
+    """Sets as many float64 numbers to 0, or twice as many float32."""
+    bits = pointer(numbers, int64)
+    for i in range(count):
+        bits[i] = 0
+
+
+@njit(inline="always")
+def put_numbers(memory: int, k: int, convert: int, numbers: int, count: int) -> None:
+    """Brings numbers from the k-th slot into the workspace, as float64."""
+    if convert != 0:
+        pointer(memory + STREAMS + k * STREAM_WORDS * 8, int64)[BUFFERS] = numbers
+        call(convert, memory + STREAMS + k * STREAM_WORDS * 8, 0, count, memory + SLOTS + k * SLOT)
+        return
+    source, target = pointer(memory + SLOTS + k * SLOT, float64), pointer(numbers, float64)
+    for i in range(count):
+        target[i] = source[i]
 
 
 def sum_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
@@ -90,7 +131,7 @@ def sum_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
     arguments = pointer(arguments_at, int64)
     entries, grads = pointer(arguments[ENTRIES], int32), pointer(arguments[GRADS], int64)
     streams, factors = pointer(arguments[STREAMS_AT], int64), pointer(arguments[WORDS], float64)
-    pointers = pointer(memory + POINTERS, int64)
+    pointers, room = pointer(memory + POINTERS, int64), memory + SLOTS + arguments[COUNT] * SLOT
     number = pointer(memory + ONE_NUMBER, float64)
     for current in range(program, end):
         entry = pointer(arguments[TABLE] + entries[3 * current] * arguments[TABLE_WIDTH] * 8, int64)
@@ -106,15 +147,14 @@ def sum_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
         col = tile_col * TILE_COLS
         width = min(TILE_COLS, cols - col)
         col_sums_at = arguments[WORKSPACE] + (entry[COL_PARTIALS] + tile_row * cols + col) * 8
-        col_sums = pointer(col_sums_at, float64)
-        for i in range(width):
-            col_sums[i] = 0.0
+        clear(room, width)
         for row in range(tile_row * TILE_ROWS, min((tile_row + 1) * TILE_ROWS, rows)):
             pointers[0] = load_piece(memory, streams, GRAD, row * cols + col, width, arguments[SIZE])
-            pointers[1], pointers[2] = col_sums_at, memory + SLOTS + arguments[COUNT] * SLOT
+            pointers[1], pointers[2] = room, room + SLOT
             number[0] = 0.0
             call(arguments[LOOP], memory + POINTERS, memory + NUMBERS, width, memory + ONE_NUMBER)
             row_sums[row] = number[0]
+        put_numbers(memory, arguments[COUNT], arguments[CONVERT], col_sums_at, width)
 
 
 def step_vectors(arguments_at: int, program: int, end: int, memory: int) -> None:
@@ -186,12 +226,18 @@ def step_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
         col = int64(entries[3 * current + 2]) * TILE_COLS
         width = min(TILE_COLS, cols - col)
         top = int64(entries[3 * current + 1]) * TILE_ROWS
+        col_factors = arguments[WORKSPACE] + (entry[COL_PARTIALS] + col) * 8
+        pointers[2] = take_numbers(memory, count, arguments[CONVERT], col_factors, width)
+        for k in range(1, 3):  # the squares of columns
+            pointers[2 + k] = memory + SLOTS + (count + k) * SLOT
+            clear(pointers[2 + k], width)
         for row in range(top, min(top + TILE_ROWS, rows)):
             first = row * cols + col
             numbers[scalars + 1] = row_factors[row]
             pointers[0] = load_piece(memory, streams, PARAM, first, width, size)
             pointers[1] = load_piece(memory, streams, GRAD, first, width, size)
-            pointers[2] = arguments[WORKSPACE] + (entry[COL_PARTIALS] + col) * 8
-            pointers[3], pointers[4] = memory + SLOTS + count * SLOT, memory + SLOTS + (count + 1) * SLOT
             call(arguments[LOOP], memory + POINTERS, memory + NUMBERS, width, sums_at)
             store_piece(memory, streams, PARAM, first, width)
+        if not update:
+            for k in range(2):
+                call(arguments[ADD], pointers[3 + k], sums_at + 8 * k, width, 0)
