@@ -16,7 +16,7 @@ import torch
 from ..engine.devices import on_host
 from ..engine.memory import is_dense
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
-from .products import faster_side, full_float32, symmetric_product
+from .products import add_product, faster_side, full_float32, symmetric_product
 
 Triples = Sequence[Triple]
 MOST_ELEMENTS = 2**27  # of one chunk of a batch: bounds the buffers
@@ -150,7 +150,8 @@ def orthogonalize_(x: torch.Tensor, triples: Triples) -> torch.Tensor:
     """Iterates matrices [B, m, n], m ≤ n, whose singular values are at most 1, in their own dtype.
 
     Each of B matrices takes one more m × n and two m × m while its chunk of at most MOST_ELEMENTS is iterated. The
-    contents of x, possibly a transposed view, are lost; the result is in x or in a buffer of x's layout.
+    contents of x, possibly a transposed view, are lost; the result is in x or in a buffer of x's layout, on the CPU in a
+    contiguous one.
     """
     batch, m, n = x.shape
     iterate = FORMS[form(m, n, batch, x.dtype, x.device, triples)]
@@ -165,12 +166,14 @@ def orthogonalize_(x: torch.Tensor, triples: Triples) -> torch.Tensor:
 
 def _iterate(x: torch.Tensor, triples: Triples, product: Callable[..., Any]) -> torch.Tensor:
     """The iteration as it stands, with `product` for XXᵀ and bA + cA²."""
+    if on_host(x.device):
+        x = x.contiguous()  # torch's products into anything else are slow
     spare = torch.empty_like(x)
     gram, polynomial = x.new_empty((2, len(x), x.shape[1], x.shape[1]))
     for a, b, c in triples:
         product(x, out=gram)
         product(gram, out=polynomial, alpha=c, beta=b, c=gram)
-        torch.baddbmm(x, polynomial, x, beta=a, out=spare)
+        add_product(x, polynomial, x, beta=a, out=spare)
         x, spare = spare, x
     return x
 
@@ -179,7 +182,7 @@ def _general_product(
     x: torch.Tensor, *, out: torch.Tensor, alpha: float = 1.0, beta: float = 0.0, c: torch.Tensor | None = None
 ) -> torch.Tensor:
     """`symmetric_product` by a general one."""
-    return torch.baddbmm(out if c is None else c, x, x.mT, beta=beta, alpha=alpha, out=out)
+    return add_product(out if c is None else c, x, x.mT, beta=beta, alpha=alpha, out=out)
 
 
 def _gram(x: torch.Tensor, triples: Triples) -> torch.Tensor:

@@ -15,6 +15,11 @@ from ..engine.devices import on_host
 # From where on three products in TF32, of operands split in two, are faster than one in float32.
 SPLIT_SIDE = 768  # of each of the three sizes
 SPLIT_WORK = 2**32  # multiply-adds of the whole batch
+# Whether torch multiplies matrices of 16 bits on this processor as fast as it can.
+HALVES = {
+    torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported,
+    torch.float16: torch.ops.mkldnn._is_mkldnn_fp16_supported,
+}
 MOST_WORK = 2**34  # multiply-adds of the matrices split at a time, if a single one has no more: bounds the memory
 
 
@@ -83,7 +88,20 @@ def symmetric_product(
         if x.device.type == "cpu" or faster(x.dtype, unit, rows, tiles, c is not None):
             return tiled.symmetric_product(x, y, out, alpha, beta, c)
     with full_float32():
-        return torch.baddbmm(term, x, y.mT, beta=0.0 if c is None else beta, alpha=alpha, out=out)
+        return add_product(term, x, y.mT, beta=0.0 if c is None else beta, alpha=alpha, out=out)
+
+
+def add_product(
+    c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, *, beta: float, alpha: float = 1.0, out: torch.Tensor
+) -> torch.Tensor:
+    """βC + αAB of every matrix of a batch by torch, into `out`, which on the CPU is fast if it is contiguous.
+
+    Where the processor does not multiply a 16-bit format, torch would do it element by element: such matrices are
+    multiplied in float32 and the result is rounded, which is what a GPU computes, too.
+    """
+    if on_host(a.device) and a.dtype in HALVES and not HALVES[a.dtype]():
+        return out.copy_(torch.baddbmm(c.float(), a.float(), b.float(), beta=beta, alpha=alpha))
+    return torch.baddbmm(c, a, b, beta=beta, alpha=alpha, out=out)
 
 
 def matmul(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from spectra import STEADY, expected, relative, step_by_step, with_singular_values
 
+from rlx_gpu.engine.devices import stepped_on_host
 from rlx_gpu.matrix import newton_schulz as module
+from rlx_gpu.matrix import products
 from rlx_gpu.matrix.newton_schulz import newton_schulz, normalized, oriented, orthogonalize_
 from rlx_gpu.reference.newton_schulz import COEFFICIENTS, schedule
 
@@ -219,3 +221,15 @@ def test_refusals_name_what_is_wrong(arguments, error, words):
     with pytest.raises(error) as raised:
         newton_schulz(**{"x": torch.ones(2, 2), **arguments})
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["multiplied", "widened"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 24, 40), (2, 40, 24), (3, 32, 32)])
+def test_16_bits_on_the_cpu_are_multiplied_by_the_processor_or_in_float32(shape, dtype, fast, monkeypatch):
+    """Some processors multiply neither format, and torch then takes a thousand times as long."""
+    monkeypatch.setitem(products.HALVES, dtype, lambda: fast)
+    x = torch.randn(shape)
+    with stepped_on_host():
+        exact, found = newton_schulz(x, dtype=torch.float32), newton_schulz(x, dtype=dtype)
+    assert (found - exact).norm() / exact.norm() < 0.05

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rlx_gpu.engine.devices import stepped_on_host
 from rlx_gpu.matrix import cholesky, orthogonal, products
 from rlx_gpu.matrix.orthogonal import eigenbasis, orthogonal_iteration, orthonormalize
 from rlx_gpu.reference import soap as reference
@@ -86,6 +87,19 @@ def test_orthonormalize_is_the_qr_decomposition(size):
     found = orthonormalize(s.float())
     assert deviation(found) < ORTHONORMAL
     torch.testing.assert_close(found.double(), q, rtol=0, atol=1e-5)  # s is rounded; its condition number is about 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_the_cpu_it_is_lapacks(dtype):
+    s = torch.randn(3, 40, 40, dtype=dtype)
+    s[1] = s[1, :, :1]
+    s[2] = torch.nan
+    with stepped_on_host():
+        found = orthonormalize(s)
+    assert found.dtype == dtype and found.is_contiguous() and found[2].isnan().all()
+    eye, most = torch.eye(40, dtype=dtype), 64 * torch.finfo(dtype).eps
+    assert all((q.mT @ q - eye).abs().max() < most for q in found[:2])
+    assert (torch.linalg.diagonal(found[0].mT @ s[0]) > 0).all()
 
 
 @pytest.mark.parametrize("columns", ["alike", "dependent", "zero"])
