@@ -84,8 +84,11 @@ MODELS = tuple(dict.fromkeys(case.model for case in CASES))
 
 
 def finding(make: Callable[[], Step], params: Sequence[Any], present: Callable[[int, int], Sequence[int]]) -> Step:
-    """A step before which the gradients of some parameters are taken away, which is timed as well."""
+    """A step before which the gradients of some parameters are taken away, which is timed as well; the first finds all,
+    so that every parameter has its state.
+    """
     step, grads, number = make(), [param.grad for param in params], iter(range(1 << 30))
+    step()
 
     def run() -> None:
         chosen = set(present(len(params), next(number)))

@@ -58,8 +58,8 @@ def orthonormalize(s: torch.Tensor) -> torch.Tensor:
     the device, and a Householder QR is run on those alone. That works through a matrix in one program, hence one pass
     more than gradients need that change slowly.
 
-    Beside S this takes four times its memory, and in large products what `matmul` takes for slices. On the CPU, LAPACK's
-    Householder QR is faster than so many products.
+    Beside S this takes four times its memory, and in large products what `matmul` takes for slices. On the CPU,
+    LAPACK's Householder QR is faster than so many products.
 
     Args:
         s: float32, or float64 on the CPU, [B, d, d], entries of which neither the squares nor their sums overflow or

@@ -17,7 +17,7 @@ from numba import njit
 
 from ...kernels.codecs import ROUNDS
 from .build import address_of, named
-from .native import bits_of, float32, float64, int64, number_of, pointer, uint16, uint32, uint64
+from .native import bits_of, float32, float64, int64, number_of, pointer, prefetch, uint16, uint32, uint64
 
 PIECE = 1024  # elements: what is converted stays in the nearest cache
 SLOT = 16 * PIECE  # bytes
@@ -92,7 +92,9 @@ def load_bfloat16(real: Any) -> Function:
     """Exact."""
 
     def load(stream: int, first: int, count: int, values: int) -> None:
-        source = pointer(pointer(stream, int64)[BUFFERS] + 2 * first, uint16)
+        at = pointer(stream, int64)[BUFFERS] + 2 * first
+        prefetch(at + 2 * count, 2 * count)  # the next piece, while this one is stepped
+        source = pointer(at, uint16)
         target = pointer(values, real)
         for i in range(count):
             target[i] = real(number_of(uint32(uint32(source[i]) << 16)))
@@ -118,7 +120,9 @@ def load_float16(real: Any) -> Function:
     """Exact: subnormal numbers become normal ones as they are multiplied."""
 
     def load(stream: int, first: int, count: int, values: int) -> None:
-        source = pointer(pointer(stream, int64)[BUFFERS] + 2 * first, uint16)
+        at = pointer(stream, int64)[BUFFERS] + 2 * first
+        prefetch(at + 2 * count, 2 * count)  # the next piece, while this one is stepped
+        source = pointer(at, uint16)
         target = pointer(values, real)
         for i in range(count):
             half = uint32(source[i])

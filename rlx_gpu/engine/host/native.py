@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
@@ -41,6 +42,28 @@ def call(typingctx: Any, function: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(*[int64] * 5), generate
+
+
+@intrinsic
+def prefetch_line(typingctx: Any, address: Any) -> Any:
+    """Has the processor fetch what lies at an address, if anything does, while it goes on."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [at.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [at, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(int64), generate
+
+
+@njit(inline="always")
+def prefetch(address: int, size: int) -> None:
+    """Has the processor fetch so many bytes, a line of its cache at a time."""
+    for line in range(0, size, 64):
+        prefetch_line(address + line)
 
 
 @intrinsic
