@@ -150,8 +150,8 @@ def orthogonalize_(x: torch.Tensor, triples: Triples) -> torch.Tensor:
     """Iterates matrices [B, m, n], m ≤ n, whose singular values are at most 1, in their own dtype.
 
     Each of B matrices takes one more m × n and two m × m while its chunk of at most MOST_ELEMENTS is iterated. The
-    contents of x, possibly a transposed view, are lost; the result is in x or in a buffer of its layout, or on the CPU in
-    a contiguous one.
+    contents of x, possibly a transposed view, are lost; the result is in x, in a buffer of its layout, or on the CPU
+    in a contiguous one.
     """
     batch, m, n = x.shape
     iterate = FORMS[form(m, n, batch, x.dtype, x.device, triples)]

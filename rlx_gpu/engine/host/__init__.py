@@ -2,15 +2,15 @@
 
     rules       the rules of `rlx_gpu.kernels`, as they are, as Numba functions
     loops       loops around them, generated
-    codecs      the storage formats
+    codecs, halves      the storage formats; numbers of 16 bits, which loops convert as they go
     elementwise, rows, factored, reductions     the kernels' programs, for the modules of `rlx_gpu.kernels` so named
     programs    what these have in common
     build       compilation, kept on disk
     threads     who runs them
     native      memory by its address
 
-Rules and formats are compiled apart, and the programs call them: a rule costs a fraction of a second once, whatever
-formats it is used with. Numba is imported when a tensor on the CPU is first stepped.
+Rules and formats are compiled apart but for those of 16 bits, and the programs call them: a rule costs a fraction of a
+second once, and once more for 16 bits. Numba is imported when a tensor on the CPU is first stepped.
 """
 
 from __future__ import annotations

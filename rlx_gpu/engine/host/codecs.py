@@ -17,7 +17,8 @@ from numba import njit
 
 from ...kernels.codecs import ROUNDS
 from .build import address_of, named
-from .native import bits_of, float32, float64, int64, number_of, pointer, prefetch, uint16, uint32, uint64
+from .halves import from_bfloat16, from_float16, is_nan, to_bfloat16, to_float16
+from .native import bits_of, float32, float64, int64, pointer, prefetch, uint16, uint32, uint64
 
 PIECE = 1024  # elements: what is converted stays in the nearest cache
 SLOT = 16 * PIECE  # bytes
@@ -97,7 +98,7 @@ def load_bfloat16(real: Any) -> Function:
         source = pointer(at, uint16)
         target = pointer(values, real)
         for i in range(count):
-            target[i] = real(number_of(uint32(uint32(source[i]) << 16)))
+            target[i] = real(from_bfloat16(source[i]))
 
     return load
 
@@ -109,28 +110,21 @@ def store_bfloat16(real: Any) -> Function:
         source = pointer(values, real)
         target = pointer(pointer(stream, int64)[BUFFERS] + 2 * first, uint16)
         for i in range(count):
-            bits = bits_of(float32(source[i]))
-            rounded = uint32(bits + uint32(0x7FFF) + uint32((bits >> 16) & 1)) >> 16
-            target[i] = uint16(0x7FC0 if is_nan(bits) else rounded)
+            target[i] = to_bfloat16(float32(source[i]))
 
     return store
 
 
 def load_float16(real: Any) -> Function:
-    """Exact: subnormal numbers become normal ones as they are multiplied."""
+    """Exact."""
 
     def load(stream: int, first: int, count: int, values: int) -> None:
         at = pointer(stream, int64)[BUFFERS] + 2 * first
-        prefetch(at + 2 * count, 2 * count)  # the next piece, while this one is stepped
+        prefetch(at + 2 * count, 2 * count)
         source = pointer(at, uint16)
         target = pointer(values, real)
         for i in range(count):
-            half = uint32(source[i])
-            magnitude = uint32((half & 0x7FFF) << 13)
-            shifted = bits_of(number_of(magnitude) * float32(2.0**112))  # the exponent's bias is another
-            special = uint32(magnitude | 0x7F800000)
-            bits = special if magnitude >= uint32(0x7C00 << 13) else shifted
-            target[i] = real(number_of(uint32(bits | ((half & 0x8000) << 16))))
+            target[i] = real(from_float16(source[i]))
 
     return load
 
@@ -142,15 +136,7 @@ def store_float16(real: Any) -> Function:
         source = pointer(values, real)
         target = pointer(pointer(stream, int64)[BUFFERS] + 2 * first, uint16)
         for i in range(count):
-            bits = bits_of(float32(source[i]))
-            magnitude = uint32(bits & 0x7FFFFFFF)
-            normal = uint32(magnitude + uint32(0xC8000FFF) + uint32((magnitude >> 13) & 1)) >> 13
-            # Added to a half, the spacing of subnormal float16 is that of the sum.
-            subnormal = uint32(bits_of(number_of(magnitude) + float32(0.5)) - uint32(0x3F000000))
-            half = subnormal if magnitude < uint32(0x38800000) else normal
-            half = uint32(0x7C00) if magnitude >= uint32(0x47800000) else half
-            half = uint32(0x7E00) if is_nan(bits) else half
-            target[i] = uint16(half | ((bits >> 16) & 0x8000))
+            target[i] = to_float16(float32(source[i]))
 
     return store
 
@@ -176,12 +162,6 @@ def store_bfloat16_stochastic(real: Any) -> Function:
             target[i] = uint16(rounded if finite else kept)
 
     return store
-
-
-@njit
-def is_nan(bits: Any) -> Any:
-    """Whether these are the bits of a NaN."""
-    return (bits & 0x7FFFFFFF) > 0x7F800000
 
 
 @njit

@@ -1,7 +1,8 @@
 """The host's form of `rlx_gpu.kernels.elementwise`: the same tables and arguments, larger blocks.
 
-Numbers of float32 or, under a rule in float64, float64 are stepped where they are, whole blocks at a time. Others are
-converted piece by piece into memory that stays in the nearest cache, stepped there and converted back.
+Numbers of float32, of the plain 16-bit formats or, under a rule in float64, float64 are stepped where they are, whole
+blocks at a time. Others are converted piece by piece into memory that stays in the nearest cache, stepped there and
+converted back.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from .programs import (
     WIDTH,
     Job,
     copy_row,
+    direct_formats,
     is_double,
     load_piece,
     open_streams,
@@ -38,29 +40,30 @@ GRAIN = 4
 NUMEL, MEMBER, ORIGIN = (COLUMNS.index(name) for name in ("numel", "member", "origin"))
 # The arguments of a program: what the kernel takes, then its constants, and the compiled loop.
 TABLE, CHUNKS, ROWS, GRADS, WORDS, WORKSPACE, SUMS, PARTIALS = range(8)
-STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, SUMS_IN, SUMS_OUT, BLOCK, STRIDE, SIZE, LOOP = range(8, 18)
+STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, SUMS_IN, SUMS_OUT, BLOCK, STRIDE, LOOP = range(8, 17)
 
 
 def fused_step_kernel(*tensors: Any, RULE: Any, STREAMS: Any, TABLE_WIDTH: int, **constants: Any) -> Job:
     """Any rule over any storage; the arguments are the kernel's."""
     sizes = tuple(constants[name] for name in ("SCALARS", "SUMS_IN", "SUMS_OUT", "BLOCK"))
-    streams, stride, size, loop = _prepared(RULE, STREAMS, *sizes)
-    own = words(*tensors, streams.ctypes.data, len(streams), TABLE_WIDTH, *sizes, stride, size, loop)
+    streams, stride, loop = _prepared(RULE, STREAMS, *sizes)
+    own = words(*tensors, streams.ctypes.data, len(streams), TABLE_WIDTH, *sizes, stride, loop)
     return Job(address_of(step_blocks), own, GRAIN)
 
 
 @functools.cache
 def _prepared(
     rule: Any, streams: Any, scalars: int, sums_in: int, sums_out: int, block: int
-) -> tuple[np.ndarray[Any, Any], int, int, int]:
-    """The streams' table, how many elements are stepped at a time, the bytes of each, and the compiled loop."""
+) -> tuple[np.ndarray[Any, Any], int, int]:
+    """The streams' table, how many elements are stepped at a time, and the compiled loop."""
     double = is_double(streams)
-    table = stream_table(streams, double)
+    direct = direct_formats(streams, double)
+    table = stream_table(streams, double, direct)
     written = tuple(bool(stream[4]) for stream in streams)
     numbers = scalars + (sums_in + 1 if sums_in else 0)
-    loop = rule_loop(rule, len(streams) - 2, written, numbers, sums_out, double)
+    loop = rule_loop(rule, direct, written, numbers, sums_out, double)
     converted = bool(table[:, :2].any())
-    return table, PIECE if converted or sums_out else block, 8 if double else 4, loop
+    return table, PIECE if converted or sums_out else block, loop
 
 
 def step_blocks(arguments_at: int, program: int, end: int, memory: int) -> None:
@@ -70,7 +73,7 @@ def step_blocks(arguments_at: int, program: int, end: int, memory: int) -> None:
     grads, factors = pointer(arguments[GRADS], int64), pointer(arguments[WORDS], float64)
     streams, count = pointer(arguments[STREAMS_AT], int64), arguments[COUNT]
     scalars, sums_in, sums_out = arguments[SCALARS], arguments[SUMS_IN], arguments[SUMS_OUT]
-    block, stride, size = arguments[BLOCK], arguments[STRIDE], arguments[SIZE]
+    block, stride = arguments[BLOCK], arguments[STRIDE]
     pointers = pointer(memory + POINTERS, int64)
     for current in range(program, end):
         tensor = int64(chunks[2 * current])
@@ -98,7 +101,7 @@ def step_blocks(arguments_at: int, program: int, end: int, memory: int) -> None:
         for start in range(first, last, stride):
             length = min(stride, last - start)
             for k in range(count):
-                pointers[k] = load_piece(memory, streams, k, start, length, size)
+                pointers[k] = load_piece(memory, streams, k, start, length)
             for i in range(sums_out):
                 pointers[count + i] = memory + SLOTS + (count + i) * SLOT
             call(arguments[LOOP], memory + POINTERS, memory + NUMBERS, length, partials_at)

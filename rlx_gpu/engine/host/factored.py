@@ -48,7 +48,7 @@ PARAM, GRAD, ROW_VAR, COL_VAR = range(4)  # the streams
 # The arguments of a program: what the kernels take, their constants, two sums, the compiled loop, which
 # it is, what converts numbers of the workspace, and what adds up.
 TABLE, ENTRIES, ROWS_AT, GRADS, WORDS, WORKSPACE = range(6)
-STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, SIZE, ROW_SUMS, SUMS, LOOP, UPDATE, CONVERT, ADD = range(6, 17)
+STREAMS_AT, COUNT, TABLE_WIDTH, SCALARS, ROW_SUMS, SUMS, LOOP, UPDATE, CONVERT, ADD = range(6, 16)
 
 
 def factored_sums_kernel(*tensors: Any, **constants: Any) -> Job:
@@ -87,7 +87,7 @@ def _job(
     body: Any, tensors: Any, constants: Any, streams: Any, double: bool, sums: Any, loop: int, convert: Any = None
 ) -> Job:
     """A job on these streams; `sums` are those of rows, and those that a program leaves or finds."""
-    own = (streams.ctypes.data, len(streams), constants["TABLE_WIDTH"], constants["SCALARS"], 8 if double else 4)
+    own = (streams.ctypes.data, len(streams), constants["TABLE_WIDTH"], constants["SCALARS"])
     last = (
         constants.get("UPDATE", False),
         0 if convert is None else codec_function(convert, double),
@@ -149,7 +149,7 @@ def sum_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
         col_sums_at = arguments[WORKSPACE] + (entry[COL_PARTIALS] + tile_row * cols + col) * 8
         clear(room, width)
         for row in range(tile_row * TILE_ROWS, min((tile_row + 1) * TILE_ROWS, rows)):
-            pointers[0] = load_piece(memory, streams, GRAD, row * cols + col, width, arguments[SIZE])
+            pointers[0] = load_piece(memory, streams, GRAD, row * cols + col, width)
             pointers[1], pointers[2] = room, room + SLOT
             number[0] = 0.0
             call(arguments[LOOP], memory + POINTERS, memory + NUMBERS, width, memory + ONE_NUMBER)
@@ -188,7 +188,7 @@ def step_vectors(arguments_at: int, program: int, end: int, memory: int) -> None
                 totals[i] += partials[k * length + first + i]
         numbers[arguments[SCALARS]] = float64(across)
         k = ROW_VAR if on_rows else COL_VAR
-        pointers[0] = load_piece(memory, streams, k, first, count, arguments[SIZE])
+        pointers[0] = load_piece(memory, streams, k, first, count)
         pointers[1], pointers[2], pointers[3] = room, partials_at + first * 8, room + SLOT
         sum_at = arguments[SUMS] + current * 8
         pointer(sum_at, float64)[0] = 0.0
@@ -202,7 +202,7 @@ def step_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
     entries, grads = pointer(arguments[ENTRIES], int32), pointer(arguments[GRADS], int64)
     streams, factors = pointer(arguments[STREAMS_AT], int64), pointer(arguments[WORDS], float64)
     pointers, count, scalars = pointer(memory + POINTERS, int64), arguments[COUNT], arguments[SCALARS]
-    size, update = arguments[SIZE], arguments[UPDATE] != 0
+    update = arguments[UPDATE] != 0
     for current in range(program, end):
         tensor = int64(entries[3 * current])
         entry = pointer(arguments[TABLE] + tensor * arguments[TABLE_WIDTH] * 8, int64)
@@ -234,8 +234,8 @@ def step_tiles(arguments_at: int, program: int, end: int, memory: int) -> None:
         for row in range(top, min(top + TILE_ROWS, rows)):
             first = row * cols + col
             numbers[scalars + 1] = row_factors[row]
-            pointers[0] = load_piece(memory, streams, PARAM, first, width, size)
-            pointers[1] = load_piece(memory, streams, GRAD, first, width, size)
+            pointers[0] = load_piece(memory, streams, PARAM, first, width)
+            pointers[1] = load_piece(memory, streams, GRAD, first, width)
             call(arguments[LOOP], memory + POINTERS, memory + NUMBERS, width, sums_at)
             store_piece(memory, streams, PARAM, first, width)
         if not update:

@@ -11,6 +11,7 @@ from numba import njit
 from ...kernels.elementwise import FROM_GRAD, FROM_WORKSPACE
 from ...kernels.spec import KEY, ROW_WIDTH
 from .codecs import BUFFERS, ORIGIN, SEED, SLOT, STEP, STREAM_WORDS, codec_function
+from .halves import HALVES
 from .native import call, float64, int64, pointer
 
 WIDTH = ROW_WIDTH  # float64 numbers of a row; its last words are int64, the step and the seed
@@ -19,8 +20,8 @@ SCALE, SKIP = 0, 1  # of the words
 GRAD_BASE, WORKSPACE_BASE = int(FROM_GRAD.value), int(FROM_WORKSPACE.value)
 
 # One stream as a program is told of it, int64 each. LOAD and STORE are 0 where values are used as they are stored.
-FIELDS = ("load", "store", "column", "buffers", "written", "base", "read")
-LOAD, STORE, COLUMN, BUFFER_COUNT, WRITTEN, BASE, READ = range(len(FIELDS))
+FIELDS = ("load", "store", "column", "buffers", "written", "base", "read", "size")
+LOAD, STORE, COLUMN, BUFFER_COUNT, WRITTEN, BASE, READ, SIZE = range(len(FIELDS))
 FIELD_COUNT = len(FIELDS)
 
 # A program's own memory: the addresses of a loop's streams, its numbers, its streams' words, a number, then the slots.
@@ -51,12 +52,27 @@ def is_double(streams: Sequence[tuple[Any, ...]]) -> bool:
     return bool(streams[0][0].__name__ == "load_float64")
 
 
-def stream_table(streams: Sequence[tuple[Any, ...]], double: bool) -> np.ndarray[Any, Any]:
-    """int64 [streams, FIELDS], of what the kernels are told of their streams."""
+def direct_formats(streams: Sequence[tuple[Any, ...]], double: bool) -> tuple[str, ...]:
+    """Of each stream, the 16-bit format that a loop converts as it goes, or nothing."""
+    found = []
+    for load, store, *_, written, _, _ in streams:
+        form = load.__name__.removeprefix("load_")
+        plain = form in HALVES and (not written or store.__name__ == f"store_{form}")
+        found.append(form if plain and not double else "")
+    return tuple(found)
+
+
+def stream_table(
+    streams: Sequence[tuple[Any, ...]], double: bool, direct: Sequence[str] | None = None
+) -> np.ndarray[Any, Any]:
+    """int64 [streams, FIELDS], of what the kernels are told of their streams; `direct` as `direct_formats` has it."""
     rows = []
-    for load, store, column, buffers, written, base, read in streams:
-        functions = [codec_function(one, double) if wanted else 0 for one, wanted in ((load, read), (store, written))]
-        rows.append([*functions, column, buffers, written, base, read])
+    for (load, store, column, buffers, written, base, read), form in zip(
+        streams, direct or [""] * len(streams), strict=True
+    ):
+        wanted = (load, read and not form), (store, written and not form)
+        functions = [codec_function(one, double) if needed else 0 for one, needed in wanted]
+        rows.append([*functions, column, buffers, written, base, read, 2 if form else 8 if double else 4])
     if len(rows) > MOST_STREAMS - 2:
         raise ValueError(f"a rule has at most {MOST_STREAMS - 2} streams on the CPU, got {len(rows)}")
     return np.array(rows, dtype=np.int64)
@@ -83,9 +99,9 @@ def set_key(memory: int, count: int, row: int, origin: int) -> None:
 
 
 @njit(inline="always")
-def load_piece(memory: int, streams: Any, k: int, first: int, count: int, size: int) -> int:
-    """Where the values of a piece of a stream are: in place, elements of so many bytes, or in its slot; those of a
-    stream that is neither read nor written are anything.
+def load_piece(memory: int, streams: Any, k: int, first: int, count: int) -> int:
+    """Where the values of a piece of a stream are: in place, or in its slot; those of a stream that is neither read nor
+    written are anything.
     """
     stream, slot = memory + STREAMS + k * STREAM_WORDS * 8, memory + SLOTS + k * SLOT
     if streams[k * FIELD_COUNT + LOAD] != 0:
@@ -93,7 +109,7 @@ def load_piece(memory: int, streams: Any, k: int, first: int, count: int, size: 
         return slot
     used = streams[k * FIELD_COUNT + READ] != 0 or streams[k * FIELD_COUNT + WRITTEN] != 0
     if used and streams[k * FIELD_COUNT + STORE] == 0:
-        slot = pointer(stream, int64)[BUFFERS] + first * size
+        slot = pointer(stream, int64)[BUFFERS] + first * streams[k * FIELD_COUNT + SIZE]
     return slot
 
 
