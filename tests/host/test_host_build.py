@@ -78,6 +78,16 @@ def test_what_processes_have_compiled_apart_is_told_apart_by_the_one_that_loads_
     assert run("all", "shared") == alone == run("all", "fresh")
 
 
+def test_files_that_were_damaged_are_no_obstacle(tmp_path):
+    first_step("Lion", NUMBA_CACHE_DIR=str(tmp_path))
+    kept = [file for file in tmp_path.rglob("*.nb?")]
+    assert kept
+    for file in kept:
+        file.write_bytes(file.read_bytes()[:40])
+    _, functions, loaded = first_step("Lion", NUMBA_CACHE_DIR=str(tmp_path))
+    assert functions >= 4 and loaded == 0
+
+
 def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path):
     file = tmp_path / "file"
     file.write_text("")

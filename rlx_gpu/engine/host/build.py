@@ -47,7 +47,7 @@ def compiled(function: Any, compiler: Callable[[Any, bool], Any]) -> Any:
         named(function, name)
     try:
         return compiler(function, True)
-    except (OSError, RuntimeError):  # Numba can keep nothing there after all
+    except Exception:  # what is there cannot be read, or nothing kept; what is wrong with the function comes up again
         return compiler(function, False)
 
 
