@@ -31,6 +31,7 @@ def check_param(name: str, param: torch.Tensor) -> None:
     if param.dtype not in dtypes_on(param.device):
         where = "CPU tensors" if on_host(param.device) else "the kernels"
         raise TypeError(f"{label}: dtype is {param.dtype}, {where} take {', '.join(dtypes_on(param.device).values())}")
+    check_memory(label, param)
     if not is_dense(param):
         raise ValueError(
             f"{label}: its memory has gaps or overlaps (shape {tuple(param.shape)}, stride {param.stride()}); "
@@ -56,6 +57,17 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
     if grad.dtype not in dtypes_on(param.device):
         allowed = ", ".join(dtypes_on(param.device).values())
         raise TypeError(f"{label} has dtype {grad.dtype}, must be one of {allowed}")
+    check_memory(label, grad)
+
+
+def check_memory(label: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor whose memory was freed, or is smaller than the tensor says."""
+    if tensor.numel() and tensor.data_ptr() == 0:
+        raise ValueError(f"{label} has no memory: its storage was freed, or it stands for zeros; clone it first")
+    held = tensor.untyped_storage().nbytes()
+    last = sum(stride * (size - 1) for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    if tensor.numel() and (tensor.storage_offset() + last + 1) * tensor.element_size() > held:
+        raise ValueError(f"{label} needs more memory than its storage has, {held} bytes: it was resized")
 
 
 def dtypes_on(device: torch.device) -> dict[torch.dtype, str]:

@@ -16,6 +16,7 @@ from .state import STEP, State
 
 _pointer = torch.Tensor.data_ptr
 _stride, _size = torch.Tensor.stride, torch.Tensor.size
+_is_neg = torch.Tensor.is_neg
 _numel, _contiguous = torch.Tensor.numel, torch.Tensor.is_contiguous
 _dtype, _device, _version = attrgetter("dtype"), attrgetter("device"), attrgetter("_version")
 EMPTY = 16  # stands for the address of an empty gradient: 0 would say that there is none
@@ -126,8 +127,10 @@ class GradWatch:
         if moved or found != self.found:
             if list(map(_device, given)) != self.own_devices:
                 return False, False
-            self.found = found
             addresses = np.array(found, dtype=np.int64)
+            if any(map(_is_neg, given)) or (addresses[np.array(self.own_numels) > 0] == 0).any():
+                return False, False  # the check says why
+            self.found = found
             addresses[addresses == 0] = EMPTY
             self.pointers[:] = 0
             self.pointers[places] = addresses

@@ -38,7 +38,7 @@ def compiled(function: Any, compiler: Callable[[Any, bool], Any]) -> Any:
 
     Numba keeps it beside the function's file: those of this package take on one in the cache folder.
     """
-    if not function.__code__.co_filename.startswith(str(cache_folder())):
+    if not function.__code__.co_filename.startswith(str(cache_folder() or "<nowhere>")):
         path = _kept(f"programs-{sources()}.py", f'"""Stands for rlx-gpu\'s programs for the CPU, {sources()}."""\n')
         if path is None:
             return compiler(function, False)
@@ -72,23 +72,31 @@ def named(function: Any, name: str) -> Any:
 
 @functools.cache
 def sources() -> str:
-    """A hash of this package's files and of Numba's version."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """A hash of Numba's version and of the files that programs take their layout from."""
+    package = Path(__file__).parents[2]
+    rooms = [package / room for room in ("engine", "engine/host", "kernels")]
+    files = sorted(file for room in rooms for file in room.glob("*.py"))
     return hashlib.sha256(b"".join([numba.__version__.encode(), *(file.read_bytes() for file in files)])).hexdigest()[
         :16
     ]
 
 
-def cache_folder() -> Path:
-    """Where compiled functions are kept."""
-    if numba.config.CACHE_DIR:
-        return Path(numba.config.CACHE_DIR) / "rlx-gpu"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlx-gpu"
+@functools.cache
+def cache_folder() -> Path | None:
+    """Where compiled functions are kept; None for a user who has no home."""
+    named = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(named) if named else Path.home() / ".cache") / "rlx-gpu"
+    except RuntimeError:
+        return None
 
 
 def _kept(name: str, text: str) -> str | None:
     """The path of a file that holds the text; None if it cannot be written."""
-    path = cache_folder() / name
+    folder = cache_folder()
+    if folder is None:
+        return None
+    path = folder / name
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

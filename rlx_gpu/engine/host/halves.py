@@ -31,10 +31,12 @@ def to_bfloat16(number: Any) -> Any:
 
 @njit
 def from_float16(stored: Any) -> Any:
-    """Exact: subnormal numbers become normal ones as they are multiplied."""
+    """Exact, by normal numbers alone: a thread may be set to take others for 0."""
     half = uint32(stored)
     magnitude = uint32((half & 0x7FFF) << 13)
-    shifted = bits_of(number_of(magnitude) * float32(2.0**112))  # the exponent's bias is another
+    normal = uint32(magnitude + uint32(112 << 23))  # the exponent's bias is another
+    subnormal = bits_of(number_of(uint32(magnitude + uint32(113 << 23))) - float32(2.0**-14))
+    shifted = subnormal if magnitude < uint32(0x400 << 13) else normal
     special = uint32(magnitude | 0x7F800000)
     bits = special if magnitude >= uint32(0x7C00 << 13) else shifted
     return number_of(uint32(bits | ((half & 0x8000) << 16)))
