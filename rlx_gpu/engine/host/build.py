@@ -84,9 +84,9 @@ def sources() -> str:
 @functools.cache
 def cache_folder() -> Path | None:
     """Where compiled functions are kept; None for a user who has no home."""
-    named = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
+    chosen = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(named) if named else Path.home() / ".cache") / "rlx-gpu"
+        return (Path(chosen) if chosen else Path.home() / ".cache") / "rlx-gpu"
     except RuntimeError:
         return None
 
