@@ -18,7 +18,7 @@ from typing import Any
 
 from ..engine.state import ROUNDINGS
 from ..kernels.formats import STATE_FORMATS
-from ..optim.groups import IGNORED, REFUSED
+from ..optim.groups import REFUSED, SWITCHES
 from ..reference.hyper import COUPLED_DECAY, REQUIRED, Hyper
 from ..table import TABLE, Algorithm
 
@@ -118,7 +118,7 @@ def _class(module: ModuleType, algorithm: Algorithm) -> str:
 
 def _switches(algorithm: Algorithm) -> list[str]:
     """Torch's switches between implementations: those that change nothing, and those with one allowed value."""
-    ignored = [f"{name}: bool | None = None" for name in IGNORED]
+    ignored = [f"{name}: bool | None = None" for name in SWITCHES]
     coupled = COUPLED_DECAY in algorithm.hyperparameters
     allowed = {name: name == "decoupled_weight_decay" and not coupled for name in REFUSED}
     return [*ignored, *(f"{name}: Literal[{value}] = {value}" for name, value in allowed.items())]
@@ -135,18 +135,29 @@ def _outline(base: type[Any]) -> str:
     lines = [f"{name}: {kind}" for name, kind in inspect.get_annotations(base).items() if not name.startswith("_")]
     public = {name: value for name, value in vars(base).items() if not name.startswith("_")}
     lines += [_function(value) for value in public.values() if callable(value)]
-    lines += [_function(value.fget) for value in public.values() if isinstance(value, property)]
+    lines += [_property(name, value) for name, value in public.items() if isinstance(value, property)]
     (parent,) = base.__bases__
     named = parent.__name__ if parent.__module__ == base.__module__ else "torch.optim.Optimizer"
     return f"class {base.__name__}({named}):\n{textwrap.indent(chr(10).join(lines), '    ')}"
+
+
+def _property(name: str, value: property) -> str:
+    """A property, or an attribute of its type where it may be set."""
+    assert value.fget is not None, "properties here are read"
+    return _function(value.fget) if value.fset is None else f"{name}: {inspect.get_annotations(value.fget)['return']}"
 
 
 def _function(function: Any) -> str:
     """A function's signature, as its source has it."""
     (node,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     assert isinstance(node, ast.FunctionDef) and node.returns
-    decorators = "".join(f"@{ast.unparse(one)}\n" for one in node.decorator_list)
+    decorators = "".join(f"@{ast.unparse(one)}\n" for one in node.decorator_list if not _hidden(one))
     return f"{decorators}def {node.name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}: ..."
+
+
+def _hidden(decorator: ast.expr) -> bool:
+    """Whether a decorator is nobody's business but the implementation's."""
+    return ast.unparse(decorator).startswith("_")
 
 
 def _filled(parameters: list[str], indent: str) -> str:

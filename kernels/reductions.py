@@ -1,7 +1,6 @@
 """Sums over tensors in a fixed order: per-block partials from the driver, finished here; no atomics.
 
-Beside them the rule that turns the driver into a multi-tensor norm, and the kernel that turns norms into the word that
-has a step skipped.
+Beside them the rule that turns the driver into a multi-tensor norm.
 """
 
 from __future__ import annotations
@@ -11,11 +10,15 @@ from .language import tl, triton
 from .spec import Pass, Row, RuleSpec
 
 FINISH_BLOCK = 1024
+MOST_ROWS = 8 * FINISH_BLOCK  # that one program adds up, one block after the other
 
 
 @triton.jit(do_not_specialize_on_alignment=["sums_ptr"])  # it may lie anywhere among those of other tensors
 def finish_sums_kernel(partials_ptr, ranges_ptr, sums_ptr, SUMS: tl.constexpr, BLOCK: tl.constexpr):
-    """Adds the rows [first, last) of `partials` [rows, SUMS] named by `ranges` int64 [programs, 2], in float64."""
+    """Adds the rows [first, last) of `partials` [rows, SUMS] named by `ranges` int64 [programs, 2], in float64.
+
+    `partials` and `sums` [programs, SUMS] are float32, or float64 where sums of sums are between them.
+    """
     program = tl.program_id(0).to(tl.int64)
     first = tl.load(ranges_ptr + 2 * program)
     last = tl.load(ranges_ptr + 2 * program + 1)
@@ -25,7 +28,7 @@ def finish_sums_kernel(partials_ptr, ranges_ptr, sums_ptr, SUMS: tl.constexpr, B
         for row in range(first, last, BLOCK):
             rows = row + lanes
             total += tl.load(partials_ptr + rows * SUMS + i, mask=rows < last, other=0.0).to(tl.float64)
-        tl.store(sums_ptr + program * SUMS + i, tl.sum(total, axis=0).to(tl.float32))
+        tl.store(sums_ptr + program * SUMS + i, tl.sum(total, axis=0).to(sums_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -43,15 +46,3 @@ SQUARED_NORM = RuleSpec(
     row=Row(()),
     offsets=(("param", "grad"),),  # nothing but the gradient is read
 )
-
-
-@triton.jit
-def guard_kernel(totals_ptr, words_ptr, COUNT: tl.constexpr):
-    """Has the step skipped if any gradient entry was not finite.
-
-    `totals` float32 [COUNT, 2] holds squared norms and the numbers of entries that are not finite.
-    """
-    bad = 0.0
-    for i in tl.static_range(COUNT):
-        bad += tl.load(totals_ptr + 2 * i + 1)
-    tl.store(words_ptr + 1, tl.where(bad > 0.0, 1.0, 0.0))

@@ -18,9 +18,10 @@ from .checkpoint import load_parameters
 from .formats import round_to
 from .hyper import REQUIRED, Hyper, resolve, scaled
 from .matrices import has_fallback
-from .norms import has_nonfinite
+from .norms import global_grad_clip_scale, has_nonfinite
 
 SKIP_NONFINITE = Hyper("skip_nonfinite", False, kind="bool")
+MAX_GRAD_NORM = Hyper("max_grad_norm", None, interval="[0, inf]", optional=True)
 STATE_DTYPES = ("float64", "float32", "bfloat16")
 ROUNDINGS = ("nearest", "stochastic")
 OPTIONS_DOC = """\
@@ -28,7 +29,9 @@ OPTIONS_DOC = """\
     rounding ("nearest" or "stochastic"): of bfloat16 parameters; without effect here, as NumPy has none.
     seed (int): of stochastic rounding.
     lr_scale (mapping, callable or None): factor of lr by parameter name; 1 for names a mapping does not hold.
-    skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op."""
+    skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op.
+    max_grad_norm (a number in [0, inf] or None): what the norm of all gradients of a call together is brought down to,
+        as by `global_grad_clip_scale`."""
 FALLBACK_DOC = """\
     use_fallback (collection of names, callable or None): parameters that take the fallback, whatever their shape."""
 
@@ -69,6 +72,7 @@ class Optimizer(ByName):
         lr_scale: LrScale = None,
         use_fallback: UseFallback = None,
         skip_nonfinite: bool = False,
+        max_grad_norm: float | None = None,
         **hyper: Any,
     ) -> None:
         name = self.algorithm.NAME
@@ -85,6 +89,7 @@ class Optimizer(ByName):
         self.rounding = rounding
         self.seed = seed
         self.skip_nonfinite = SKIP_NONFINITE.check(skip_nonfinite)
+        self.max_grad_norm = MAX_GRAD_NORM.check(max_grad_norm)
         self.iteration = 0
         self._parameters: dict[str, Parameter] = {}
         self._stepped: set[str] = set()
@@ -115,7 +120,10 @@ class Optimizer(ByName):
         self._stepped.update(checked)
         if self.skip_nonfinite and has_nonfinite(item.grad for item in checked.values()):
             return
-        updates = [(item, *self._updated(item)) for item in checked.values()]
+        scale = 1.0
+        if self.max_grad_norm is not None:
+            scale = global_grad_clip_scale((item.grad for item in checked.values()), self.max_grad_norm)
+        updates = [(item, *self._updated(item, scale)) for item in checked.values()]
         for item, param, state in updates:
             with np.errstate(over="ignore"):
                 item.param[...] = param
@@ -193,12 +201,12 @@ class Optimizer(ByName):
             raise ValueError(f"parameter {name!r}: shape {shape} does not match its state's {known.shape}")
         return known
 
-    def _updated(self, item: Item) -> tuple[NDArray[Any], State]:
+    def _updated(self, item: Item, grad_scale: float) -> tuple[NDArray[Any], State]:
         """The parameter and its state after a step, in float64; NaN and infinity pass through quietly."""
         with np.errstate(all="ignore"):
             param, state = self.algorithm.update(
                 item.param.astype(np.float64),
-                item.grad.astype(np.float64),
+                grad_scale * item.grad.astype(np.float64),
                 item.before.state,
                 item.before.step + 1,
                 **item.hyper,

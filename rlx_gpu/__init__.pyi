@@ -12,7 +12,7 @@ import torch
 from rlx_gpu.matrix.newton_schulz import newton_schulz as newton_schulz
 from rlx_gpu.norms import global_grad_clip_scale as global_grad_clip_scale
 from rlx_gpu.norms import l2_norm as l2_norm
-from rlx_gpu.optim.optimizer import state_bytes as state_bytes
+from rlx_gpu.optim.states import state_bytes as state_bytes
 from rlx_gpu.reference.by_name import LrScale, UseFallback
 from rlx_gpu.reference.newton_schulz import Triple
 from rlx_gpu.split import split_parameters as split_parameters
@@ -31,7 +31,7 @@ class SGD(Optimizer):
         self, lr: float, *, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False,
         weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class Adam(Optimizer):
@@ -40,7 +40,7 @@ class Adam(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         amsgrad: bool = False, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -49,7 +49,7 @@ class AdamW(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
         amsgrad: bool = False, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class NAdamW(Optimizer):
@@ -58,7 +58,7 @@ class NAdamW(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.01,
         momentum_decay: float | None = None, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -66,7 +66,8 @@ class RAdam(Optimizer):
     def __init__(
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, lr_scale: LrScale = None, skip_nonfinite: bool = False, device: str | torch.device | None = None
+        seed: int = 0, lr_scale: LrScale = None, skip_nonfinite: bool = False, max_grad_norm: float | None = None,
+        device: str | torch.device | None = None
     ) -> None: ...
 
 class QHAdamW(Optimizer):
@@ -75,7 +76,7 @@ class QHAdamW(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.995, 0.999), nus: tuple[float, float] = (0.7, 1.0),
         eps: float = 1e-08, weight_decay: float = 0.01, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -83,7 +84,8 @@ class Lion(Optimizer):
     def __init__(
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, lr_scale: LrScale = None, skip_nonfinite: bool = False, device: str | torch.device | None = None
+        seed: int = 0, lr_scale: LrScale = None, skip_nonfinite: bool = False, max_grad_norm: float | None = None,
+        device: str | torch.device | None = None
     ) -> None: ...
 
 class Sophia(HessianOptimizer):
@@ -92,7 +94,7 @@ class Sophia(HessianOptimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.965, 0.99), gamma: float = 0.01, rho: float = 0.04,
         eps: float = 1e-12, weight_decay: float = 0.1, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class LAMB(Optimizer):
@@ -101,7 +103,7 @@ class LAMB(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-06, weight_decay: float = 0.01,
         bias_correction: bool = True, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class MARS(Optimizer):
@@ -110,7 +112,7 @@ class MARS(Optimizer):
         self, lr: float, *, betas: tuple[float, float] = (0.95, 0.99), eps: float = 1e-08, weight_decay: float = 0.0,
         gamma: float = 0.025, clip_c: bool = True, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -119,7 +121,7 @@ class Adafactor(Optimizer):
         self, lr: float | None = None, *, beta2_decay: float = -0.8, eps: tuple[float, float] = (1e-30, 0.001),
         clip_threshold: float = 1.0, weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        skip_nonfinite: bool = False, device: str | torch.device | None = None
+        skip_nonfinite: bool = False, max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -134,7 +136,7 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999), fallback_eps: float = 1e-08,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, lr_scale: LrScale = None, use_fallback: UseFallback = None, skip_nonfinite: bool = False,
-        device: str | torch.device | None = None
+        max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class SOAP(Optimizer):
@@ -145,7 +147,7 @@ class SOAP(Optimizer):
         ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback", matrix: bool = True, stagger: bool = True,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, lr_scale: LrScale = None, use_fallback: UseFallback = None, skip_nonfinite: bool = False,
-        device: str | torch.device | None = None
+        max_grad_norm: float | None = None, device: str | torch.device | None = None
     ) -> None: ...
 
 class KronPSGD(Optimizer):
@@ -156,5 +158,6 @@ class KronPSGD(Optimizer):
         max_precond_skew: float = 1.0, ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback",
         matrix: bool = True, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, lr_scale: LrScale = None,
-        use_fallback: UseFallback = None, skip_nonfinite: bool = False, device: str | torch.device | None = None
+        use_fallback: UseFallback = None, skip_nonfinite: bool = False, max_grad_norm: float | None = None,
+        device: str | torch.device | None = None
     ) -> None: ...

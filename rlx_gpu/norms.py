@@ -10,7 +10,8 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from . import reference
-from .engine.checks import dtypes_on
+from .engine.capture import refuse_capture
+from .engine.checks import dtypes_on, refuse_wrapper
 from .engine.devices import TYPES
 from .engine.memory import is_dense
 from .engine.norms import squared_norm
@@ -66,6 +67,8 @@ def _tensor(x: Any) -> torch.Tensor:
     """A dense tensor of the array's memory, or of a copy where that has gaps."""
     if not (isinstance(x, torch.Tensor) or hasattr(x, "__dlpack__")):
         raise TypeError(f"expected a torch tensor, a NumPy array or an object with __dlpack__, got {type(x).__name__}")
+    if isinstance(x, torch.Tensor):
+        refuse_wrapper("a tensor to take the norm of", x)
     tensor = x.detach() if isinstance(x, torch.Tensor) else from_dlpack(x)
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         raise TypeError(f"expected a dense float tensor, got {tensor.layout} of {tensor.dtype}")
@@ -74,6 +77,7 @@ def _tensor(x: Any) -> torch.Tensor:
 
 def _squares(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The sum of squares of finite entries, float32 and 0-d on the first tensor's device."""
+    refuse_capture("the norm of given tensors", "use an optimizer's max_grad_norm=, or torch.nn.utils.clip_grad_norm_")
     device = tensors[0].device
     total = torch.zeros((), dtype=torch.float32, device=device)
     with_codec = []

@@ -20,7 +20,7 @@ from .kernels.formats import STATE_FORMATS
 from .reference.by_name import ByName, LrScale, UseFallback
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
-from .reference.trait import FALLBACK_DOC, SKIP_NONFINITE, documentation, signature
+from .reference.trait import FALLBACK_DOC, MAX_GRAD_NORM, SKIP_NONFINITE, documentation, signature
 from .table import TABLE, Algorithm
 
 Item = tuple[str, tuple[int, ...], Any, Any]
@@ -30,6 +30,8 @@ OPTIONS_DOC = """\
     seed (int): of stochastic rounding; its bits depend on seed, step, name and element alone, so that a run repeats.
     lr_scale (mapping, callable or None): factor of lr by parameter name; 1 for names a mapping does not hold.
     skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op.
+    max_grad_norm (a number in [0, inf] or None): what the norm of all gradients of a call together is brought down to,
+        on the device; the norm is `grad_norm` afterwards.
     device: where the state of NumPy parameters lives; a GPU if there is one, unless given."""
 
 
@@ -52,6 +54,7 @@ class Optimizer(ByName):
         lr_scale: LrScale = None,
         use_fallback: UseFallback = None,
         skip_nonfinite: bool = False,
+        max_grad_norm: float | None = None,
         device: str | torch.device | None = None,
         **hyper: Any,
     ) -> None:
@@ -64,7 +67,11 @@ class Optimizer(ByName):
         self._choose(self.algorithm.reference, lr_scale, use_fallback)
         self.iteration = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._engine = Engine(self.algorithm, skip_nonfinite=SKIP_NONFINITE.check(skip_nonfinite))
+        self._engine = Engine(
+            self.algorithm,
+            skip_nonfinite=SKIP_NONFINITE.check(skip_nonfinite),
+            max_grad_norm=MAX_GRAD_NORM.check(max_grad_norm),
+        )
         self._entries: dict[str, Entry] = {}
         self._states: dict[str, State] = {}
         self._loaded: dict[str, tuple[int, dict[str, Any]]] = {}  # from a checkpoint, until the parameter is seen
@@ -76,6 +83,11 @@ class Optimizer(ByName):
         """The hyperparameters in force."""
         live = self._settings.lr
         return dict(self._settings.hyper) if live is None else {**self._settings.hyper, "lr": live}
+
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """The norm of all gradients of the last call, as the torch face has it."""
+        return self._engine.grad_norm
 
     def step(self, name: str, shape: tuple[int, ...], param: Any, grad: Any, *, grad_scale: Any = 1.0) -> None:
         """Updates one parameter in place; see `step_batch`, which updates a whole model in one launch."""
@@ -129,6 +141,10 @@ class Optimizer(ByName):
         """Uses another learning rate from the next step on; one in a tensor on a GPU is read there at each step."""
         self._use(Settings.resolved(self.algorithm, {**self.hyper, "lr": lr}, self._settings.storage))
 
+    def send_hyperparameters(self) -> None:
+        """Sends a learning rate that was set to the device, for replays of steps that were captured in a CUDA graph."""
+        self._engine.send_hyperparameters(self._groups())
+
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, metadata under keys without a slash."""
         copied, live = self.algorithm.scalar_slots, copied_scalars(self.algorithm, list(self._states.values()))
@@ -148,7 +164,10 @@ class Optimizer(ByName):
 
         Raises:
             ValueError: another optimizer's state; a slot missing, unknown or of another shape. Names the key.
+            RuntimeError: a step was captured in a CUDA graph, which goes on reading the state that there is.
         """
+        if self._engine.captured_states():
+            raise RuntimeError(f"{self.algorithm.name}: captured steps read this state; load into a new optimizer")
         own = self._settings.storage
         state_dtype = str(np.asarray(state.get("state_dtype", own.state_dtype)))  # NumPy's files return 0-d arrays
         if state_dtype not in STATE_FORMATS:  # the reference's float64
@@ -186,11 +205,13 @@ class Optimizer(ByName):
         live = dict(zip(self._states, zip(map(int, steps), slots, strict=True), strict=True))
         replaced = {"_entries": {}, "_states": {}, "_arrays": Arrays(self.device), "_loaded": {**self._loaded, **live}}
         kept = {key: value for key, value in self.__dict__.items() if key != "_engine"}
-        return {**kept, **replaced, "skip_nonfinite": self._engine.skip_nonfinite}
+        options = {"skip_nonfinite": self._engine.skip_nonfinite, "max_grad_norm": self._engine.max_grad_norm}
+        return {**kept, **replaced, **options}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
-        self._engine = Engine(self.algorithm, skip_nonfinite=state.pop("skip_nonfinite"))
+        options = {"skip_nonfinite": state.pop("skip_nonfinite"), "max_grad_norm": state.pop("max_grad_norm", None)}
+        self._engine = Engine(self.algorithm, **options)
         self.__dict__.update(state)
 
     def _entry(self, name: str, param: torch.Tensor) -> Entry:

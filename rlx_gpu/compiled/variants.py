@@ -160,7 +160,7 @@ def _factored_launches(spec: Any, algorithm: Algorithm, dtype: str) -> Iterator[
 
 
 def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
-    from ..kernels import reductions
+    from ..kernels import reductions, words
 
     for dtype in ("float32", "bfloat16", "float16"):
         if dtype in storages:
@@ -172,8 +172,16 @@ def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
         for sums in sorted(counts):
             constants = {"SUMS": sums, "BLOCK": reductions.FINISH_BLOCK}
             kernel = reductions.finish_sums_kernel
-            yield Variant(f"finish_sums/{sums}", "reduction", None, "float32", kernel, constants, arguments=TABLES)
-        yield Variant("guard", "reduction", None, "float32", reductions.guard_kernel, {"COUNT": 1}, arguments=TABLES)
+            for part, wide in (("", {}), ("_first", {"sums_ptr": "*fp64"}), ("_second", {"partials_ptr": "*fp64"})):
+                name, arguments = f"finish_sums/{sums}{part}", {**TABLES, **wide}
+                yield Variant(name, "reduction", None, "float32", kernel, constants, arguments=arguments)
+        for name, count, guarded in (
+            ("words/scaled", 0, False),
+            ("words/clipped", 1, False),
+            ("words/guarded", 1, True),
+        ):
+            constants = {"COUNT": count, "GUARDED": guarded}
+            yield Variant(name, "reduction", None, "float32", words.words_kernel, constants, arguments=TABLES)
 
 
 def _matrix_variants(storages: Sequence[str], capability: int) -> Iterator[Variant]:

@@ -28,6 +28,40 @@ class Settings:
         return cls(algorithm.resolve(given if live is None else {**given, "lr": 0.0}), storage, live)
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """What multiplies the gradients of a step, and what has it skipped; tensors of one element are not read here.
+
+    Args:
+        factor: on every gradient.
+        divisor, found_inf: torch's GradScaler's: by what gradients are divided, and a number that has the step skipped
+            unless it is 0; None for neither.
+        max_norm: what the norm of all gradients, so scaled, is brought down to; None to leave it.
+        guarded: whether a NaN or infinity in any gradient has the step skipped.
+    """
+
+    factor: float | torch.Tensor = 1.0
+    divisor: float | torch.Tensor | None = None
+    found_inf: float | torch.Tensor | None = None
+    max_norm: float | None = None
+    guarded: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether the gradients' norm is needed."""
+        return self.guarded or self.max_norm is not None
+
+    @property
+    def skippable(self) -> bool:
+        """Whether the step may turn out to be skipped."""
+        return self.guarded or self.found_inf is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the factor is all there is."""
+        return not (self.measured or self.skippable) and self.divisor is None
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """One parameter; the same object as long as nothing about it changes.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..kernels.spec import FactoredSpec, MatrixSpec, RuleSpec
-from .batch import Entry, Settings
+from .batch import Entry, Scaling, Settings
 from .state import DTYPE_NAMES, Layout, State, buffers
 
 Spec = RuleSpec | FactoredSpec | MatrixSpec
@@ -46,12 +46,15 @@ class BucketMember:
 
 @dataclass(frozen=True)
 class Step:
-    """What the host knows of one step; `grads` and the flags `present` are by place in the plan."""
+    """What the host knows of one step; `grads` and the flags `present` are by place in the plan. What a `captured` one
+    reads has to stay.
+    """
 
     grads: Sequence[torch.Tensor | None]
     present: np.ndarray[Any, Any]
     settings: Sequence[Settings]
-    grad_scale: float | torch.Tensor = 1.0
+    scaling: Scaling
+    captured: bool = False
 
 
 class Bucket(Protocol):

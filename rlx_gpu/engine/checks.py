@@ -6,12 +6,14 @@ from numbers import Real
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .batch import Entry
 from .devices import TYPES, on_host
 from .memory import is_dense, same_order
 from .state import DTYPE_NAMES, PARAM_DTYPES, STEP, Layout, State
 
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 REMEDY = "optimizer.load_state_dict(optimizer.state_dict()) brings it there"
 
 
@@ -20,8 +22,7 @@ def check_param(name: str, param: torch.Tensor) -> None:
     label = f"parameter {name!r}"
     if not isinstance(param, torch.Tensor):
         raise TypeError(f"{label}: must be a torch.Tensor, got {type(param).__name__}")
-    if hasattr(param, "to_local"):
-        raise TypeError(f"{label}: is a DTensor; step its local shard, param.to_local()")
+    refuse_wrapper(label, param)
     if param.layout != torch.strided:
         raise TypeError(f"{label}: layout is {param.layout}, must be torch.strided (dense)")
     if param.is_neg():
@@ -44,6 +45,7 @@ def check_grad(name: str, param: torch.Tensor, grad: torch.Tensor, what: str = "
     label = f"parameter {name!r}: {what}"
     if not isinstance(grad, torch.Tensor):
         raise TypeError(f"{label} must be a torch.Tensor, got {type(grad).__name__}")
+    refuse_wrapper(label, grad)
     if grad.layout != torch.strided:
         raise TypeError(f"{label} is sparse ({grad.layout}); make it dense with grad.to_dense()")
     if grad.is_complex():
@@ -75,9 +77,10 @@ def dtypes_on(device: torch.device) -> dict[torch.dtype, str]:
     return DTYPE_NAMES if on_host(device) else {dtype: DTYPE_NAMES[dtype] for dtype in PARAM_DTYPES}
 
 
-def checked_scale(scale: Any) -> float | torch.Tensor:
-    """A factor of the gradients; refuses what is neither a number nor a real tensor of one element."""
+def checked_scale(scale: Any, name: str = "grad_scale") -> float | torch.Tensor:
+    """A factor of the gradients, or another number of a step; refuses all but a number or a real tensor of one."""
     if isinstance(scale, torch.Tensor):
+        refuse_wrapper(name, scale)
         if scale.numel() == 1 and not scale.is_complex():
             return scale
         scale = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
@@ -85,9 +88,22 @@ def checked_scale(scale: Any) -> float | torch.Tensor:
         try:
             return float(scale)
         except OverflowError:
-            raise ValueError("grad_scale must be a number that a float holds, got one beyond") from None
+            raise ValueError(f"{name} must be a number that a float holds, got one beyond") from None
     found = scale if isinstance(scale, str) else repr(scale)
-    raise TypeError(f"grad_scale must be a number or a real tensor of one element, got {found}")
+    raise TypeError(f"{name} must be a number or a real tensor of one element, got {found}")
+
+
+def refuse_wrapper(label: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor that has no memory of its own to be read: a DTensor, or another wrapper of tensors."""
+    if type(tensor) in PLAIN:
+        return
+    if hasattr(tensor, "to_local"):
+        raise TypeError(
+            f"{label} is a DTensor, which is not supported: train unsharded, or under DistributedDataParallel "
+            "(stepping local shards would be another optimizer wherever norms or whole matrices count)"
+        )
+    if is_traceable_wrapper_subclass(tensor):
+        raise TypeError(f"{label} is a {type(tensor).__name__}, a wrapper of tensors without memory of its own")
 
 
 def check_state(entry: Entry, state: State, wanted: Layout) -> None:

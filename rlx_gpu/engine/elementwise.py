@@ -8,14 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..kernels import elementwise, reductions
+from ..kernels import elementwise
 from ..kernels.codecs import ALIGNMENT, codecs_of
 from ..kernels.spec import RuleSpec
-from . import launch, tables
+from . import tables
 from .buckets import BucketKey, BucketMember, Step, addresses
 from .devices import number_dtype
 from .inputs import StepInputs
+from .launch import Launch
 from .portions import portions
+from .sums import SumLaunch
 from .tables import Array, upload
 
 
@@ -37,29 +39,30 @@ class RuleLaunch:
     def __init__(
         self, spec: RuleSpec, formats: tuple[str, ...], inputs: StepInputs, parts: Parts, pointers: Array
     ) -> None:
-        self.inputs, device = inputs, inputs.device
+        device = inputs.device
         numels = np.array(parts.numels, dtype=np.int64)
         block, dtype = portions(device).block, number_dtype(device)
         chunks, ranges = tables.blocks(numels, block)
-        self.programs, self.chunks, self.ranges = len(chunks), upload(chunks, device), upload(ranges, device)
         vector_end = np.where((pointers % ALIGNMENT == 0).all(axis=1), numels, 0)
         fixed = {"numel": numels, "vector_end": vector_end, "member": parts.members, "origin": parts.origins}
-        self.table = upload(tables.table(elementwise.COLUMNS, fixed, pointers), device)
-        codecs = codecs_of(formats)
-        self.passes = [(one.sums, elementwise.constants(spec, i, codecs, block)) for i, one in enumerate(spec.passes)]
+        table = upload(tables.table(elementwise.COLUMNS, fixed, pointers), device)
         sums = max(one.sums for one in spec.passes)
-        self.partials = torch.empty((self.programs, sums), dtype=dtype, device=device)
         self.sums = torch.empty((len(numels), sums), dtype=dtype, device=device)
+        partials = torch.empty((len(chunks), sums), dtype=dtype, device=device)
+        base = None if "workspace" in dict(spec.offsets).values() else inputs.rows  # which are as good as any
+        before = table, upload(chunks, device), inputs.rows, inputs.grads, inputs.words, base, self.sums, partials
+        codecs = codecs_of(formats)
+        self.passes: list[Launch | SumLaunch] = []
+        for index, one in enumerate(spec.passes):
+            constants = elementwise.constants(spec, index, codecs, block)
+            self.passes.append(Launch(elementwise.fused_step_kernel, len(chunks), *before, **constants))
+            if one.sums:
+                self.passes.append(SumLaunch(partials, ranges, self.sums))
 
     def launch(self, workspace: torch.Tensor | None = None) -> None:
         """All passes of the rule; streams in the workspace lie at offsets from this, which is 16-byte aligned."""
-        rows, grads, words = self.inputs.rows, self.inputs.grads, self.inputs.words
-        base = rows if workspace is None else workspace
-        pointers = (self.table, self.chunks, rows, grads, words, base, self.sums, self.partials)
-        for sums, constants in self.passes:
-            launch.launch(elementwise.fused_step_kernel, self.programs, *pointers, **constants)
-            if sums:
-                finish_sums(self.partials, self.ranges, self.sums)
+        for one in self.passes:
+            one.run(workspace)
 
 
 class ElementwiseBucket:
@@ -76,9 +79,3 @@ class ElementwiseBucket:
     def step(self, step: Step) -> None:
         """All passes of the rule."""
         self.rule.launch()
-
-
-def finish_sums(partials: torch.Tensor, ranges: torch.Tensor, sums: torch.Tensor) -> None:
-    """Adds each tensor's partial sums, in order."""
-    count, block = sums.shape[1], reductions.FINISH_BLOCK
-    launch.launch(reductions.finish_sums_kernel, len(sums), partials, ranges, sums, SUMS=count, BLOCK=block)

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..kernels.spec import ROW_WIDTH
+from .batch import Scaling
+from .captured import Addresses
 from .devices import number_dtype
-from .tables import upload
+from .tables import Array, send, upload
 
 SCALE, SKIP = 0, 1  # the words
 
 
+class DeviceNumber:
+    """A number on a device that the host sets; written only where it may have changed."""
+
+    def __init__(self, place: torch.Tensor, value: float) -> None:
+        self.place = place.detach().reshape(1)
+        self.known: float | None = value
+
+    def set(self, value: float | torch.Tensor, *, always: bool = False) -> None:
+        """Sets it in stream order: to a number, or to what a tensor of one element holds by then."""
+        if isinstance(value, torch.Tensor):
+            self.place.copy_(value.detach().reshape(1), non_blocking=True)
+            self.known = None
+        elif always or value != self.known:
+            self.place.fill_(value)
+            self.known = value
+
+
 class StepInputs:
-    """`words`, `grads` and `rows`, as `rlx_gpu.kernels.elementwise` has them, of `count` members on one device."""
+    """`words`, `grads` and `rows`, as `rlx_gpu.kernels.elementwise` has them, of `count` members on one device; and
+    what the words may be computed from, `given`, as `rlx_gpu.kernels.words` has it.
+    """
 
     def __init__(self, device: torch.device, count: int) -> None:
         self.device = device
@@ -22,20 +41,47 @@ class StepInputs:
         self.words = upload(torch.tensor([1.0, 0.0], dtype=dtype).numpy(), device)
         self.grads = torch.zeros(count, dtype=torch.int64, device=device)
         self.rows = torch.zeros((count, ROW_WIDTH), dtype=dtype, device=device)
-        self._scale: Any = 1.0
-        self._factor = self.words[SCALE : SCALE + 1]
+        start = [1.0, 1.0, 0.0, torch.inf]
+        self.given = upload(torch.tensor(start, dtype=dtype).numpy(), device)
+        self.scale = DeviceNumber(self.words[SCALE], 1.0)
+        places = zip(self.given.unbind(), start, strict=True)
+        self.factor, self.divisor, self.found_inf, self.max_norm = (DeviceNumber(*one) for one in places)
+        self.addresses: Addresses | None = None
 
-    def set_scale(self, scale: float | torch.Tensor) -> None:
-        """The factor on every gradient of the next step: a number, or a tensor of one element that is not read here."""
-        if isinstance(scale, torch.Tensor):
-            self._factor.copy_(scale.detach().reshape(1), non_blocking=True)
-            self._scale = None
-        elif scale != self._scale:
-            self._factor.fill_(scale)
-            self._scale = scale
+    def take(self, scaling: Scaling, *, computed: bool, always: bool) -> None:
+        """Takes what is given for the next step; whether words are `computed` from it, and all is written `always`."""
+        if not computed:
+            self.scale.set(scaling.factor, always=always)
+            return
+        self.factor.set(scaling.factor, always=always)
+        self.divisor.set(1.0 if scaling.divisor is None else scaling.divisor, always=always)
+        self.found_inf.set(0.0 if scaling.found_inf is None else scaling.found_inf, always=always)
+        self.take_max_norm(scaling)
+
+    def take_max_norm(self, scaling: Scaling) -> None:
+        """Takes the norm that gradients are clipped to; unlike the others it does not change by a replay."""
+        self.max_norm.set(limit(scaling))
+
+    def knows_max_norm(self, scaling: Scaling) -> bool:
+        """Whether it is the one that was taken last."""
+        return self.max_norm.known == limit(scaling)
+
+    def send_grads(self, addresses: Array, *, captured: bool) -> None:
+        """Sends the gradients' addresses."""
+        assert self.addresses is not None, "made as the plan was"
+        if captured:
+            self.grads.copy_(self.addresses.hold(addresses), non_blocking=True)
+        else:
+            send(addresses, self.grads)
+            self.addresses.refill()
 
     def unguarded(self) -> StepInputs:
         """The same gradients for launches that are never skipped and take them unscaled."""
         inputs = StepInputs(self.device, 0)
         inputs.grads, inputs.rows = self.grads, self.rows
         return inputs
+
+
+def limit(scaling: Scaling) -> float:
+    """What norms are clipped to."""
+    return torch.inf if scaling.max_norm is None else scaling.max_norm

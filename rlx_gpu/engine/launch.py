@@ -1,9 +1,13 @@
-"""One launch of a kernel, counted: by Triton, or on the host in the form that it has there."""
+"""Launches of kernels, counted: by Triton, or on the host in the form that they have there."""
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 from ..kernels.arithmetic import LAUNCH_OPTIONS
 from .devices import interpreted, on_host
@@ -15,6 +19,7 @@ if interpreted():
 
 launches: Counter[str] = Counter()  # of Triton's, by kernel, since the process began
 host_runs: Counter[str] = Counter()  # of the host's forms
+_interpreter = threading.RLock()  # it patches Triton's library while it runs a kernel
 
 
 def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -31,5 +36,55 @@ def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **cons
         host.launch(kernel.__name__, grid[0], arguments, constants)
         host_runs[kernel.__name__] += 1
     else:
-        kernel[grid](*arguments, **{**LAUNCH_OPTIONS, **constants})
+        with _interpreter if interpreted() else nullcontext():
+            kernel[grid](*arguments, **{**LAUNCH_OPTIONS, **constants})
         launches[kernel.__name__] += 1
+
+
+class Launch:
+    """A launch that is made step after step, of fixed arguments; None among them stands for each step's workspace.
+
+    Making it compiles the kernel, so that a step that has begun does not fail for that. Memory that it reads may be
+    freed while a stream still runs it: the allocator is told of every stream but the one that was current here, to
+    which the memory belongs.
+    """
+
+    def __init__(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        self.kernel, self.programs, self.arguments, self.constants = kernel, programs, arguments, constants
+        self.device: torch.device = arguments[0].device
+        self.streams = {stream_of(self.device)}
+        if programs:
+            self._compile()
+
+    def run(self, workspace: torch.Tensor | None = None) -> None:
+        """Launches it on the current stream."""
+        stream = stream_of(self.device)
+        if stream not in self.streams:
+            for one in self.arguments:
+                if isinstance(one, torch.Tensor):
+                    hold(one)
+            self.streams.add(stream)
+        launch(self.kernel, self.programs, *self._with(workspace), **self.constants)
+
+    def _compile(self) -> None:
+        """Compiles the kernel for these arguments."""
+        if on_host(self.device):
+            from . import host
+
+            host.prepare(self.kernel.__name__, self._with(self.arguments[0]), self.constants)
+        else:
+            arguments = self._with(torch.empty(0, dtype=torch.float32, device=self.device))
+            self.kernel.warmup(*arguments, grid=(self.programs,), **{**LAUNCH_OPTIONS, **self.constants})
+
+    def _with(self, workspace: Any) -> tuple[Any, ...]:
+        return tuple(workspace if one is None else one for one in self.arguments)
+
+
+def stream_of(device: torch.device) -> int | None:
+    """The current stream of a GPU, by its address."""
+    return torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else None
+
+
+def hold(tensor: torch.Tensor) -> None:
+    """Keeps the tensor's memory from other uses, once it is freed, until the current stream has come this far."""
+    tensor.record_stream(torch.cuda.current_stream(tensor.device))

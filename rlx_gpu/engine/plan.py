@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -10,31 +11,37 @@ import torch
 
 from ..kernels.spec import FactoredSpec, RuleSpec
 from ..table import Algorithm
-from .batch import Batch, Settings
+from .batch import Batch, Scaling, Settings
 from .buckets import Bucket, BucketKey, BucketMember, Step, bucket_key, grouped
+from .capture import CaptureError
+from .captured import Addresses, Captured
 from .devices import on_device
 from .elementwise import ElementwiseBucket
 from .factored import FactoredBucket
 from .inputs import StepInputs
 from .members import admit
-from .norms import Guard
 from .rows import RowLaunch
 from .state import STEP, Layout
-from .tables import send
 from .watch import GradWatch, TensorWatch
+from .words import Norms, StepWords
 
+SCHEDULED = (
+    "{}: a step cannot be captured in a CUDA graph, since which launches it makes depends on its number: capture the "
+    "forward and the backward pass, and step outside"
+)
 BUCKETS: dict[type, Any] = {RuleSpec: ElementwiseBucket, FactoredSpec: FactoredBucket}  # matrices have their own
 
 
 class Plan:
     """The buckets and tables for a set of parameters, of which each step moves those that have a gradient.
 
-    Making it checks every tensor, then completes states; it raises before anything is written. Unless its steps
-    `advance` counts, they mix estimates of the Hessian into the state.
+    Making it checks every tensor, completes states and compiles; it raises before a step has changed anything. Unless
+    its steps `advance` counts, they mix estimates of the Hessian into the state. `norms` is where steps leave the norm
+    of all gradients.
     """
 
-    def __init__(self, algorithm: Algorithm, batch: Batch, *, guarded: bool, advance: bool) -> None:
-        self.algorithm, self.entries, self.guarded = algorithm, batch.entries, guarded
+    def __init__(self, algorithm: Algorithm, batch: Batch, norms: Norms, *, advance: bool) -> None:
+        self.algorithm, self.entries, self.norms = algorithm, batch.entries, norms
         self.states: Sequence[Any] = batch.states
         self.held = self.states  # the same list, as long as its owner keeps it, has the same states in it
         self.settings = list(batch.settings)
@@ -45,8 +52,10 @@ class Plan:
         self.inputs = {device: StepInputs(device, len(members)) for device, members in self.here.items()}
         self.rows: dict[torch.device, list[RowLaunch]] = {device: [] for device in self.here}
         self.buckets: dict[torch.device, list[Bucket]] = {device: [] for device in self.here}
-        self.guard: Guard | None = None
-        self.shaped = False
+        self.words: StepWords | None = None
+        self.captures: list[Captured] = []
+        self.moved = self.shaped = False
+        self.located = [member for places in self.here.values() for member in self._located(places)]
         self._place(layouts, advance=advance)
         self.waits = any(bucket.waits for buckets in self.buckets.values() for bucket in buckets)
         params = [self.entries[i].param for i in self.members]
@@ -56,6 +65,8 @@ class Plan:
         self.tensors = TensorWatch(params, states, slots, numbers, shaped=self.shaped)
         self.grads = GradWatch(self.entries, self.members)
         self._follows(batch.grads)
+        for device, inputs in self.inputs.items():
+            inputs.addresses = Addresses(len(self.here[device]), device)
 
     def fits(self, batch: Batch) -> bool:
         """Whether this plan serves the batch, whose entries are its own; tables follow gradients that have moved."""
@@ -71,14 +82,21 @@ class Plan:
 
     def step(self, step: Step) -> None:
         """One update of every parameter that has a gradient, unless it is skipped."""
+        words = self._words(step.scaling)
+        always = bool(self.captures)  # what was sent last may be a replay's
         self.grads.copy(step.grads)
         for device, inputs in self.inputs.items():
             with on_device(device):
-                inputs.set_scale(step.grad_scale)
+                if self.moved or always:
+                    inputs.send_grads(self.grads.pointers[self.here[device]], captured=step.captured)
+                inputs.take(step.scaling, computed=words is not None, always=always)
                 for row in self.rows[device]:
                     row.send(step.settings)
-        if self._skips():
-            return
+        self.moved = False
+        if words is not None:
+            words.launch()
+            if self.waits and step.scaling.skippable and words.skips():
+                return
         for device, buckets in self.buckets.items():
             with on_device(device):
                 for row in self.rows[device]:
@@ -86,24 +104,73 @@ class Plan:
                 for bucket in buckets:
                     bucket.step(step)
 
-    def _follows(self, grads: Sequence[torch.Tensor | None]) -> bool:
-        """Whether this plan serves these gradients; their addresses are sent if they have moved."""
-        fits, moved = self.grads.follows(grads)
-        if moved:
-            for device, inputs in self.inputs.items():
-                send(self.grads.pointers[self.here[device]], inputs.grads)
-        return fits
+    def send(self, settings: Sequence[Settings], scaling: Scaling) -> None:
+        """Sends the hyperparameters that lie on the devices, without a step."""
+        for device, inputs in self.inputs.items():
+            with on_device(device):
+                inputs.take_max_norm(scaling)
+                for row in self.rows[device]:
+                    row.send(settings)
 
-    def _skips(self) -> bool:
-        """Has the devices skip a step with a NaN or infinity; true only if the host has to know, and it is skipped."""
-        if self.guard is None:
-            return False
-        self.guard.launch()
-        return bool(self.waits and self.guard.skips())
+    def check_capture(self, batch: Batch, scaling: Scaling, device: torch.device) -> None:
+        """Refuses a step that replays would not repeat, by a CaptureError."""
+        name = self.algorithm.name
+        for found in self.inputs:
+            if found != device:
+                at = next(self.entries[i].name for i in self.here[found])
+                raise CaptureError(
+                    f"{name}: parameter {at!r} is on {str(found)!r}, the CUDA graph is captured on {str(device)!r}, "
+                    "where alone replays step: use another optimizer for it"
+                )
+        if self.waits:
+            raise CaptureError(SCHEDULED.format(name))
+        if not self.grads.expects(batch.grads):
+            raise CaptureError(
+                f"{name}: not the same parameters have gradients as in the last step: take one step with these before "
+                "the capture"
+            )
+        sent = all(row.knows(batch.settings) for rows in self.rows.values() for row in rows)
+        if not (sent and self._has_words(scaling) and all(one.knows_max_norm(scaling) for one in self.inputs.values())):
+            raise CaptureError(
+                f"{name}: hyperparameters, max_grad_norm, skip_nonfinite or the use of a GradScaler have changed since "
+                "the last step: take one like it, or call send_hyperparameters(), before the capture"
+            )
+        for one in (scaling.factor, scaling.divisor, scaling.found_inf):
+            if isinstance(one, torch.Tensor) and one.device != device:
+                raise CaptureError(
+                    f"{name}: a scale or found_inf is on {str(one.device)!r}, must be on {str(device)!r}"
+                )
+
+    def capture(self, step: Step) -> None:
+        """One step, as replays will repeat it; what it reads stays for as long as this plan."""
+        scaling, live = step.scaling, {one for rows in self.rows.values() for row in rows for one in row.live_names}
+        read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings), *step.grads
+        tensors = [one for one in read if isinstance(one, torch.Tensor)]
+        self.captures.append(Captured(step.settings, scaling, live, tensors))
+        self.step(replace(step, captured=True))
+
+    def _words(self, scaling: Scaling) -> StepWords | None:
+        """What computes the words of a step; None where the factor alone decides, and always has."""
+        if not self._has_words(scaling):
+            options = {"measured": scaling.measured, "guarded": scaling.guarded}
+            self.words = StepWords(self.located, self.inputs, self.norms, **options)
+        return self.words
+
+    def _has_words(self, scaling: Scaling) -> bool:
+        """Whether the words of such a step can be computed as those of the last were."""
+        if self.words is None:
+            return scaling.plain
+        return (self.words.measured, self.words.guarded) == (scaling.measured, scaling.guarded)
+
+    def _follows(self, grads: Sequence[torch.Tensor | None]) -> bool:
+        """Whether this plan serves these gradients; takes note if they have moved."""
+        fits, moved = self.grads.follows(grads)
+        self.moved |= moved
+        return fits
 
     def _place(self, layouts: dict[int, Layout], *, advance: bool) -> None:
         """Sorts the members into buckets, and makes the launches before them."""
-        own = [member for places in self.here.values() for member in self._located(places)]
+        own = self.located
         keys: dict[BucketMember, BucketKey] = {}
         for one in own:
             hyper, ndim = one.settings.hyper, one.entry.param.ndim
@@ -119,8 +186,6 @@ class Plan:
             driver = BUCKETS.get(type(key.spec)) or self.algorithm.matrix_bucket
             with on_device(key.device):
                 self.buckets[key.device].append(driver(key, members, self.inputs[key.device]))
-        if self.guarded:
-            self.guard = Guard(own, self.inputs)
 
     def _structure(self, settings: Settings) -> Any:
         """What decides which buffers and which rules a param group uses."""

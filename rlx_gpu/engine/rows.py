@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from ..kernels import rows
-from . import launch
 from .batch import Settings
 from .buckets import BucketMember, Spec
+from .devices import on_device
 from .inputs import StepInputs
+from .launch import Launch
 from .state import STEP
 from .tables import send, upload
 
@@ -20,23 +22,35 @@ class RowLaunch:
     """The rows of all members of one device under one rule; with `advance`, their steps are counted."""
 
     def __init__(self, spec: Spec, inputs: StepInputs, members: Sequence[BucketMember], *, advance: bool) -> None:
-        self.spec, self.inputs, self.count = spec, inputs, len(members)
+        self.spec = spec
         self.groups = sorted({member.entry.group for member in members})
         scales = np.array([member.entry.scale for member in members], dtype=np.float64).view(np.int64)
         place = {group: index for index, group in enumerate(self.groups)}
         columns = [[member.place for member in members], [place[member.entry.group] for member in members]]
         counters = [[member.state[slot].data_ptr() for member in members] for slot in (STEP, *spec.counters)]
-        self.table = upload(np.array([*columns, scales, *counters], dtype=np.int64).T, inputs.device)
+        table = upload(np.array([*columns, scales, *counters], dtype=np.int64).T, inputs.device)
         self.known: Sequence[Settings | None] = [None] * len(self.groups)
         self.live: list[tuple[torch.Tensor, torch.Tensor]] = []  # places of learning rates, and the tensors they are in
         hypers = len(spec.row.hypers(members[0].settings.hyper))
         self.hypers = torch.empty((len(self.groups), hypers + 1), dtype=torch.float64, device=inputs.device)
-        self.constants = rows.constants(spec, hypers, advance)
+        programs, constants = -(-len(members) // rows.BLOCK), rows.constants(spec, hypers, advance)
+        pointers = table, inputs.grads, self.hypers, inputs.words, inputs.rows
+        with self._named(), on_device(inputs.device):
+            self.kernel = Launch(rows.rows_kernel, programs, *pointers, len(members), **constants)
+
+    @property
+    def live_names(self) -> set[str]:
+        """The hyperparameters that rows are computed from."""
+        return {"lr", *self.spec.row.inputs}
+
+    def knows(self, settings: Sequence[Settings]) -> bool:
+        """Whether these are the settings that were sent last."""
+        return all(settings[group] is known for group, known in zip(self.groups, self.known, strict=True))
 
     def send(self, settings: Sequence[Settings]) -> None:
         """Sends the hyperparameters of groups that have changed, and copies the learning rates that tensors hold."""
-        current = [settings[group] for group in self.groups]
-        if any(one is not known for one, known in zip(current, self.known, strict=True)):
+        if not self.knows(settings):
+            current = [settings[group] for group in self.groups]
             numbers = np.array([[*self.spec.row.hypers(one.hyper), 0.0] for one in current])
             numbers.view(np.int64)[:, -1] = [one.storage.seed for one in current]  # its bits
             send(numbers, self.hypers)
@@ -48,10 +62,14 @@ class RowLaunch:
 
     def launch(self) -> None:
         """Computes the rows, unless the step is skipped."""
-        inputs, programs = self.inputs, -(-self.count // rows.BLOCK)
-        pointers = (self.table, inputs.grads, self.hypers, inputs.words, inputs.rows)
+        with self._named():
+            self.kernel.run()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Has errors say which row was computed."""
         try:
-            launch.launch(rows.rows_kernel, programs, *pointers, self.count, **self.constants)
+            yield
         except Exception as error:
             error.add_note(f"while computing the row of rule {self.spec.name!r}")
             raise

@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from .capture import refuse_capture
+
+SENT = "what the host sends", "replays would send what lies there by then"
 Array = np.ndarray[Any, Any]
 
 
 def upload(array: Array, device: torch.device) -> torch.Tensor:
     """The array on the device, in stream order; the host does not wait."""
+    refuse_capture(*SENT)
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cpu":
         return tensor
@@ -21,6 +25,7 @@ def upload(array: Array, device: torch.device) -> torch.Tensor:
 
 def send(array: Array, target: torch.Tensor) -> None:
     """Writes the array into a tensor of its shape, in stream order; the host does not wait."""
+    refuse_capture(*SENT)
     source = torch.from_numpy(np.ascontiguousarray(array))
     target.copy_(source if target.device.type == "cpu" else source.pin_memory(), non_blocking=True)
 

@@ -98,6 +98,10 @@ class GradWatch:
         except (RuntimeError, TypeError, AttributeError):  # sparse, or no tensor: the check says so
             return False, False
 
+    def expects(self, grads: Sequence[torch.Tensor | None]) -> bool:
+        """Whether these are gradients of the parameters that had one in the last step."""
+        return [i for i, grad in enumerate(grads) if grad is not None] == self.places
+
     def copy(self, grads: Sequence[torch.Tensor | None]) -> None:
         """Copies the gradients of another memory order than their parameter into its order."""
         for i in self.copies:

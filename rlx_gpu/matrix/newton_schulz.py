@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..engine.checks import refuse_wrapper
 from ..engine.devices import on_host
 from ..engine.memory import is_dense
 from ..reference.newton_schulz import EPS, Coefficients, Triple, schedule
@@ -236,6 +237,7 @@ def _check(x: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
     if not isinstance(x, torch.Tensor) or x.layout != torch.strided:
         got = x.layout if isinstance(x, torch.Tensor) else type(x).__name__
         raise TypeError(f"newton_schulz: x must be a dense torch.Tensor, got {got}")
+    refuse_wrapper("newton_schulz: x", x)
     for label, given in (("x has dtype", x.dtype), ("dtype is", dtype)):
         if given is not None and given not in LEAST_ROWS:
             raise TypeError(f"newton_schulz: {label} {given}, must be one of {', '.join(map(str, LEAST_ROWS))}")

@@ -5,6 +5,7 @@ Triton kernels take part where they are faster than cuBLAS alone; without kernel
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -170,6 +171,9 @@ def householder_(s: torch.Tensor, failed: torch.Tensor) -> torch.Tensor:
     return s
 
 
+_switches = threading.RLock()  # of the process: a thread that turned them back would turn them for another
+
+
 @contextmanager
 def float32_products(precision: str) -> Iterator[None]:
     """While it lasts, torch multiplies float32 matrices on a GPU in "ieee" or "tf32", whatever its switches say.
@@ -178,17 +182,18 @@ def float32_products(precision: str) -> Iterator[None]:
     older ones may not be read meanwhile.
     """
     switches = torch.backends.cuda.matmul
-    before = switches.fp32_precision
-    if before == precision or {before, precision} == {"none", "ieee"}:  # the same thing
-        yield
-        return
-    switches.fp32_precision = precision
-    try:
-        yield
-    finally:
-        switches.fp32_precision = "none"  # as the more general switches say
-        if switches.fp32_precision != before:
-            switches.fp32_precision = before
+    with _switches:
+        before = switches.fp32_precision
+        if before == precision or {before, precision} == {"none", "ieee"}:  # the same thing
+            yield
+            return
+        switches.fp32_precision = precision
+        try:
+            yield
+        finally:
+            switches.fp32_precision = "none"  # as the more general switches say
+            if switches.fp32_precision != before:
+                switches.fp32_precision = before
 
 
 def full_float32() -> AbstractContextManager[None]:

@@ -51,6 +51,7 @@ class Wave:
         self.members = [piece.member for shelf in shelves for piece in shelf.pieces]
         self.flags: Array | None = None
         self.tables: WaveTables | None = None
+        self.captured: list[WaveTables] = []  # that replays read
 
     def step(self, step: Step, flags: Array) -> None:
         """One update of every matrix whose member's flag is true."""
@@ -60,6 +61,7 @@ class Wave:
             self.tables, self.flags = WaveTables(self.common, self.shelves, flags) if some else None, flags
         if self.tables is not None:
             self.tables.step(step)
+            self.captured += [self.tables] if step.captured else []
 
 
 class WaveTables:

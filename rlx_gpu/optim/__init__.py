@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ..table import TABLE
-from .optimizer import Optimizer, make_class, state_bytes
+from .classes import make_class
+from .optimizer import Optimizer
+from .states import state_bytes
 
 __all__ = [*TABLE, "Optimizer", "state_bytes"]
 

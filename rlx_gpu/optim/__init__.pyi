@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch.optim.optimizer import ParamsT
 
-from rlx_gpu.optim.optimizer import HessianOptimizer
+from rlx_gpu.optim.classes import HessianOptimizer
 from rlx_gpu.optim.optimizer import Optimizer as Optimizer
-from rlx_gpu.optim.optimizer import state_bytes as state_bytes
+from rlx_gpu.optim.states import state_bytes as state_bytes
 from rlx_gpu.reference.newton_schulz import Triple
 
 class SGD(Optimizer):
@@ -21,8 +21,8 @@ class SGD(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, momentum: float = 0.0, dampening: float = 0.0,
         nesterov: bool = False, weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
-        foreach: bool | None = None, fused: bool | None = None, maximize: Literal[False] = False,
-        capturable: Literal[False] = False, differentiable: Literal[False] = False,
+        max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
+        capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
         decoupled_weight_decay: Literal[False] = False
     ) -> None: ...
 
@@ -32,9 +32,9 @@ class Adam(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08, weight_decay: float = 0.0, amsgrad: bool = False,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[False] = False
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[False] = False
     ) -> None: ...
 
 class AdamW(Optimizer):
@@ -43,9 +43,9 @@ class AdamW(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08, weight_decay: float = 0.01, amsgrad: bool = False,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class NAdamW(Optimizer):
@@ -54,9 +54,9 @@ class NAdamW(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08, weight_decay: float = 0.01, momentum_decay: float | None = None,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class RAdam(Optimizer):
@@ -65,8 +65,8 @@ class RAdam(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-08, weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
-        foreach: bool | None = None, fused: bool | None = None, maximize: Literal[False] = False,
-        capturable: Literal[False] = False, differentiable: Literal[False] = False,
+        max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
+        capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
         decoupled_weight_decay: Literal[False] = False
     ) -> None: ...
 
@@ -76,9 +76,9 @@ class QHAdamW(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.995, 0.999),
         nus: tuple[float, float] = (0.7, 1.0), eps: float = 1e-08, weight_decay: float = 0.01,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class Lion(Optimizer):
@@ -87,8 +87,8 @@ class Lion(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
-        foreach: bool | None = None, fused: bool | None = None, maximize: Literal[False] = False,
-        capturable: Literal[False] = False, differentiable: Literal[False] = False,
+        max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
+        capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
         decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
@@ -98,9 +98,9 @@ class Sophia(HessianOptimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.965, 0.99),
         gamma: float = 0.01, rho: float = 0.04, eps: float = 1e-12, weight_decay: float = 0.1,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class LAMB(Optimizer):
@@ -109,9 +109,9 @@ class LAMB(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-06, weight_decay: float = 0.01, bias_correction: bool = True,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class MARS(Optimizer):
@@ -120,9 +120,9 @@ class MARS(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.95, 0.99),
         eps: float = 1e-08, weight_decay: float = 0.0, gamma: float = 0.025, clip_c: bool = True,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class Adafactor(Optimizer):
@@ -131,9 +131,9 @@ class Adafactor(Optimizer):
         self, params: ParamsT, lr: float | torch.Tensor | None = None, *, beta2_decay: float = -0.8,
         eps: tuple[float, float] = (1e-30, 0.001), clip_threshold: float = 1.0, weight_decay: float = 0.0,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class Muon(Optimizer):
@@ -148,9 +148,9 @@ class Muon(Optimizer):
         matrix: bool = True, fallback: Literal["adamw", "sgd"] = "adamw", fallback_lr_scale: float = 1.0,
         betas: tuple[float, float] = (0.9, 0.999), fallback_eps: float = 1e-08,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class SOAP(Optimizer):
@@ -161,9 +161,9 @@ class SOAP(Optimizer):
         precondition_frequency: int = 10, max_precond_dim: int = 10000,
         ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback", matrix: bool = True, stagger: bool = True,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
-        seed: int = 0, skip_nonfinite: bool = False, foreach: bool | None = None, fused: bool | None = None,
-        maximize: Literal[False] = False, capturable: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[True] = True
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False, decoupled_weight_decay: Literal[True] = True
     ) -> None: ...
 
 class KronPSGD(Optimizer):
@@ -174,7 +174,7 @@ class KronPSGD(Optimizer):
         max_precond_skew: float = 1.0, ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback",
         matrix: bool = True, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
-        foreach: bool | None = None, fused: bool | None = None, maximize: Literal[False] = False,
-        capturable: Literal[False] = False, differentiable: Literal[False] = False,
+        max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
+        capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
         decoupled_weight_decay: Literal[True] = True
     ) -> None: ...

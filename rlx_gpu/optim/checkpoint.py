@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -69,6 +69,37 @@ def loaded_state(
         if key not in known:  # torch keeps what it does not know
             state[key] = deepcopy(value)
     return groups, state
+
+
+def into_place(
+    state: dict[Any, Any], held: Mapping[Any, State], captured: Collection[int]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """What to copy over what, so that states, by id, that captured steps read hold what was loaded, where they lie.
+
+    Puts them in the place of those loaded; a ValueError names what does not fit.
+    """
+    copies = []
+    for param, own in held.items():
+        if id(own) not in captured:
+            continue
+        loaded = state.get(param, {})
+        for slot in {**own, **loaded}:
+            kinds = [_kind(one.get(slot)) for one in (own, loaded)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(
+                    f"state dict: slot {slot!r} of a parameter of shape {tuple(param.shape)} is {kinds[1]}, but "
+                    f"captured steps read it as {kinds[0]}; load into a new optimizer"
+                )
+        copies += [(own[slot], loaded[slot]) for slot in own]
+        state[param] = own
+    return copies
+
+
+def _kind(value: Any) -> str:
+    """What a slot is like, in words."""
+    if not isinstance(value, torch.Tensor):
+        return "missing" if value is None else type(value).__name__
+    return f"{value.dtype} {tuple(value.shape)} of strides {value.stride()} on {value.device}"
 
 
 def _state(algorithm: Algorithm, name: str, found: Mapping[str, Any], param: torch.Tensor, settings: Any) -> State:

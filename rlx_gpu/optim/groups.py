@@ -16,16 +16,17 @@ from ..reference.hyper import COUPLED_DECAY
 from ..table import Algorithm
 
 STORAGE = ("state_dtype", "rounding", "seed")
-IGNORED = ("foreach", "fused")  # torch's choice of implementation; here there is one, and it is fused
+SWITCHES = ("foreach", "fused", "capturable")  # of torch's implementations; here there is one, fused and capturable
 MISTAKEN = {  # what other packages put into groups, or what belongs elsewhere
     "skip_nonfinite": "is an option of the whole optimizer",
+    "max_grad_norm": "is an option of the whole optimizer, whose gradients have one norm",
     "use_muon": "write matrix=False for a group that takes the fallback",
     "use_fallback": "write matrix=False for a group that takes the fallback",
     "wd": "did you mean 'weight_decay'?",
 }
 MISSING = object()
 PLAIN = {int, float, bool, str, tuple, type(None), object}
-REFUSED = ("maximize", "capturable", "differentiable", "decoupled_weight_decay")
+REFUSED = ("maximize", "differentiable", "decoupled_weight_decay")
 
 
 def number(name: str, value: Any) -> Any:
@@ -49,7 +50,7 @@ def names_in(group: Mapping[str, Any], index: int) -> list[str]:
 
 def check_keys(algorithm: Algorithm, group: Mapping[str, Any], defaults: Collection[str]) -> None:
     """Refuses keys of another package and misspelt ones of `defaults`; others are the caller's own, as in torch."""
-    known = {*defaults, *REFUSED, *IGNORED}
+    known = {*defaults, *REFUSED, *SWITCHES}
     for key in group.keys() - known - {"params"}:
         if key in MISTAKEN:
             raise TypeError(f"{algorithm.name}: {key!r} in a group: {MISTAKEN[key]}")
@@ -78,7 +79,7 @@ def without_switches(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str
         wanted = switch == "decoupled_weight_decay" and not coupled
         if bool(given.get(switch, wanted)) != wanted:
             raise ValueError(f"{algorithm.name}: {switch}={given[switch]!r} is not supported, must be {wanted}")
-    return {key: value for key, value in given.items() if key not in (*IGNORED, *REFUSED)}
+    return {key: value for key, value in given.items() if key not in (*SWITCHES, *REFUSED)}
 
 
 class CheckedGroup:

@@ -2,49 +2,42 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import operator
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar
 
 import torch
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import required
 
 from ..engine.batch import Batch, Entry, Settings
-from ..engine.checks import check_grad, check_param
+from ..engine.checks import check_param
 from ..engine.devices import is_live
 from ..engine.engine import Engine
 from ..engine.state import State, apart, copied_scalars
 from ..reference.hyper import REQUIRED
-from ..reference.trait import SKIP_NONFINITE, documentation, signature
+from ..reference.trait import MAX_GRAD_NORM, SKIP_NONFINITE
 from ..split import split_named
-from ..table import TABLE, Algorithm
-from .checkpoint import OPTIMIZER, loaded_state
-from .groups import CheckedGroup, check_keys, names_in, without_switches
-
-PARAMS_DOC = """\
-    params: parameters, named parameters, or groups of them as dicts, as in torch.optim; every hyperparameter,
-        state_dtype, rounding and seed can be set per group."""
-SPLIT_DOC = """
-        A module, or named parameters that are in no group, are split as by `rlx_gpu.split_parameters`."""
-OPTIONS_DOC = """
-    state_dtype ("float32" or "bfloat16"): format of the state.
-    rounding ("nearest" or "stochastic"): of bfloat16 parameters.
-    seed (int): of stochastic rounding; its bits depend on seed, step and the element's place in the model alone.
-    skip_nonfinite (True or False): whether a NaN or infinity in any gradient makes `step` a no-op, on the device."""
+from ..table import Algorithm
+from .checkpoint import OPTIMIZER, into_place, loaded_state
+from .groups import SWITCHES, CheckedGroup, check_keys, names_in, settings_from, without_switches
+from .states import HeldStates
 
 
 class Optimizer(torch.optim.Optimizer):
     """The base of every optimizer of this module; `make_class` gives it an algorithm.
 
-    `foreach` and `fused` are accepted and change nothing; torch's other switches are accepted if False.
+    A step can be captured in a CUDA graph (`torch.cuda.graph`) if one like it has been taken before. Under replay steps
+    are counted, a learning rate in a tensor on the device is live, and `send_hyperparameters` sends what else has
+    changed. SOAP and KronPSGD, whose launches depend on the step's number, refuse to be captured.
+
+    With `fused=True`, torch's GradScaler sets the attributes `grad_scale`, by which gradients are divided, and
+    `found_inf` for the time of a step, and `step` follows them. (Its argument of that name is a factor.)
     """
 
     algorithm: ClassVar[Algorithm]
-    skip_nonfinite: bool
     _engine: Engine
     _layout: tuple[list[torch.Tensor], list[Entry]] | None  # the groups' parameters and their entries, flat
     _sizes: list[int]  # of the groups
@@ -60,6 +53,7 @@ class Optimizer(torch.optim.Optimizer):
         rounding: str = "nearest",
         seed: int = 0,
         skip_nonfinite: bool = False,
+        max_grad_norm: float | None = None,
         **hyper: Any,
     ) -> None:
         given = without_switches(self.algorithm, hyper if lr is REQUIRED else {"lr": lr, **hyper})
@@ -75,9 +69,41 @@ class Optimizer(torch.optim.Optimizer):
             defaults = self.algorithm.resolve({**given, "lr": 0.0} if is_live(given.get("lr")) else given)
         if isinstance(lr, torch.Tensor):
             defaults["lr"] = lr  # schedulers write into it
-        self.skip_nonfinite = SKIP_NONFINITE.check(skip_nonfinite)
-        self._start()
-        super().__init__(params, {**defaults, "state_dtype": state_dtype, "rounding": rounding, "seed": seed})
+        switches = {name: bool(hyper[name]) for name in SWITCHES if name in hyper}
+        self._start(SKIP_NONFINITE.check(skip_nonfinite), MAX_GRAD_NORM.check(max_grad_norm))
+        storage = {"state_dtype": state_dtype, "rounding": rounding, "seed": seed}
+        super().__init__(params, {**defaults, **storage, **switches})
+
+    @property
+    def skip_nonfinite(self) -> bool:
+        """Whether a NaN or infinity in any gradient makes a step a no-op."""
+        return self._engine.skip_nonfinite
+
+    @skip_nonfinite.setter
+    def skip_nonfinite(self, value: bool) -> None:
+        self._engine.skip_nonfinite = SKIP_NONFINITE.check(value)
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """What steps bring the norm of all gradients down to."""
+        return self._engine.max_grad_norm
+
+    @max_grad_norm.setter
+    def max_grad_norm(self, value: float | None) -> None:
+        self._engine.max_grad_norm = MAX_GRAD_NORM.check(value)
+
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """The norm of all gradients of the last step, 0-d float32 on a device of theirs, scaled but not clipped; None
+        unless `max_grad_norm` or `skip_nonfinite` asked for it, NaN if a gradient held a NaN or infinity. The next step
+        writes into it, and so does every replay of a captured one.
+        """
+        return self._engine.grad_norm
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What torch's GradScaler asks before it leaves unscaling and skipping to `step`."""
+        return bool(self.defaults.get("fused"))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group; hyperparameters it does not set come from the constructor.
@@ -101,6 +127,7 @@ class Optimizer(torch.optim.Optimizer):
             raise
         self._layout = None
 
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, grad_scale: float | torch.Tensor = 1.0) -> Any:
         """Updates every parameter that has a gradient.
@@ -123,11 +150,22 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"closure must be callable, got {type(closure).__name__}; did you mean grad_scale=?")
             with torch.enable_grad():
                 loss = closure()
-        params, entries = self._flat()
-        grads = [param.grad for param in params]
-        batch = Batch(entries, grads, self._states(params, grads), self._all_settings())
-        torch.autograd.graph.increment_version(self._engine.step(batch, grad_scale))
+        with self._engine.lock:
+            params, entries = self._flat()
+            grads = [param.grad for param in params]
+            batch = Batch(entries, grads, self._states(params, grads), self._all_settings())
+            scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+            torch.autograd.graph.increment_version(self._engine.step(batch, grad_scale, *scaler))
         return loss
+
+    def send_hyperparameters(self) -> None:
+        """Sends hyperparameters that have changed in the groups, and `max_grad_norm`, to the device without a step: for
+        replays of captured steps, which read them there.
+
+        Raises:
+            TypeError, ValueError: one out of range, or one that captured steps cannot follow; nothing has been sent.
+        """
+        self._engine.send_hyperparameters(self._all_settings())
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch's format; a parameter's step count is a tensor of its own."""
@@ -148,11 +186,12 @@ class Optimizer(torch.optim.Optimizer):
         """Loads a state of this optimizer, or torch.optim's of the same algorithm, in full or, on an error, not at all.
 
         Every slot keeps the dtype that the groups' `state_dtype` names; a checkpoint without one (torch's) is converted
-        to this optimizer's. Nothing is cast to the parameter's dtype.
+        to this optimizer's. Nothing is cast to the parameter's dtype. State that captured steps read is overwritten
+        where it lies, and so is a learning rate in a tensor.
 
         Raises:
             ValueError: other groups or parameters, another optimizer's slots, a slot missing or of another shape; names
-                the parameter.
+                the parameter. What captured steps could not follow.
         """
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
@@ -160,8 +199,12 @@ class Optimizer(torch.optim.Optimizer):
             if changed is not None:
                 state_dict = changed
         groups, state = loaded_state(self.algorithm, self.param_groups, state_dict)
+        if captured := set(map(id, self._engine.captured_states())):
+            self._load_into_place(groups, state, captured)
         self._engine.forget()
         self.__setstate__({"state": state, "param_groups": groups})
+        if captured:
+            self.send_hyperparameters()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -171,20 +214,35 @@ class Optimizer(torch.optim.Optimizer):
         copies = copied_scalars(self.algorithm, list(kept["state"].values()), torch.device("cpu"))
         copies = [apart(one) if isinstance(one, dict) else one for one in copies]
         state = defaultdict(dict, zip(kept["state"], copies, strict=True))
-        return {**kept, "state": state, "skip_nonfinite": self.skip_nonfinite}
+        return {**kept, "state": state, "skip_nonfinite": self.skip_nonfinite, "max_grad_norm": self.max_grad_norm}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        own = dict(state)
+        options = own.pop("skip_nonfinite", False), own.pop("max_grad_norm", None)
+        super().__setstate__(own)
         if not hasattr(self, "_engine"):
-            self._start()
+            self._start(*options)
         self._layout = None
 
-    def _start(self) -> None:
+    def _start(self, skip_nonfinite: bool, max_grad_norm: float | None) -> None:
         """What is not saved: the engine, and the flat view of the groups."""
-        self._engine = Engine(self.algorithm, skip_nonfinite=self.skip_nonfinite)
+        self._engine = Engine(self.algorithm, skip_nonfinite=skip_nonfinite, max_grad_norm=max_grad_norm)
         self._layout = None
         self._checked = {}
         self._held = None
+
+    def _load_into_place(self, groups: list[dict[str, Any]], state: dict[Any, Any], captured: set[int]) -> None:
+        """Writes what was loaded over the state that captured steps read, by id; on an error nothing."""
+        copies = into_place(state, self.state, captured)
+        for group, own in zip(groups, self.param_groups, strict=True):
+            if is_live(own.get("lr")) and group["lr"] is not None:
+                copies.append((own["lr"], torch.as_tensor(group["lr"]).reshape(own["lr"].shape)))
+                group["lr"] = own["lr"]
+        settings = [settings_from(self.algorithm, group, f"param_groups[{i}]") for i, group in enumerate(groups)]
+        self._engine.check_captured(settings)
+        with torch.no_grad():
+            for target, source in copies:
+                target.copy_(source)
 
     def _states(self, params: list[torch.Tensor], grads: list[Any]) -> list[State | None]:
         """The parameters' states, or None; looked up one by one only where `state` has changed."""
@@ -219,71 +277,3 @@ class Optimizer(torch.optim.Optimizer):
         if index not in self._checked:
             self._checked[index] = CheckedGroup(self.algorithm, f"param_groups[{index}]")
         return self._checked[index].current(group)
-
-
-class HessianOptimizer(Optimizer):
-    """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
-
-    @torch.no_grad()
-    def update_hessian(self, params: Sequence[torch.Tensor], estimates: Sequence[torch.Tensor]) -> None:
-        """Mixes estimates of the Hessian's diagonal (see `rlx_gpu.hessian`) into the state of their parameters.
-
-        Args:
-            params: parameters of this optimizer.
-            estimates: one for each, of its shape and device.
-
-        Raises:
-            TypeError, ValueError: a parameter that is not this optimizer's, an estimate that does not fit; by name.
-        """
-        params, estimates = list(params), list(estimates)
-        if len(params) != len(estimates):
-            raise ValueError(f"update_hessian: {len(params)} params but {len(estimates)} estimates")
-        known = {id(entry.param): entry for entry in self._flat()[1]}
-        entries: list[Entry] = []
-        for index, param in enumerate(params):
-            if id(param) not in known:
-                label = f"update_hessian: params[{index}]"
-                raise ValueError(f"{label} is not a parameter of this optimizer, or is given twice")
-            entries.append(known.pop(id(param)))
-        for entry, estimate in zip(entries, estimates, strict=True):
-            check_grad(entry.name, entry.param, estimate, "estimate")
-        states = [self.state[param] for param in params]
-        self._engine.update_hessian(Batch(entries, estimates, states, self._all_settings()))
-
-
-class HeldStates:
-    """The states of flat parameters in their order, as long as an optimizer's `state` holds the same."""
-
-    def __init__(self, state: Mapping[Any, State], params: list[torch.Tensor]) -> None:
-        self.state, self.values, self.params = state, list(state.values()), params
-        self.states = [state.get(param) for param in params]
-        self.missing = [i for i, one in enumerate(self.states) if one is None]
-
-    def serves(self, state: Mapping[Any, State], params: list[torch.Tensor], grads: list[Any]) -> bool:
-        """Whether nothing has changed, and every parameter with a gradient has a state."""
-        same = state is self.state and params is self.params and len(state) == len(self.values)
-        if not same or any(grads[i] is not None for i in self.missing):
-            return False
-        return all(map(operator.is_, state.values(), self.values))
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of state that an optimizer keeps on its parameters' devices, step counts and other scalars left out."""
-    tensors = [value for state in optimizer.state.values() for value in state.values()]
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor) and t.ndim)
-
-
-@functools.cache
-def make_class(name: str) -> type[Optimizer]:
-    """The torch class of an algorithm, with its hyperparameters in the signature and the documentation."""
-    algorithm = TABLE[name]
-    base = HessianOptimizer if hasattr(algorithm.reference, "update_hessian") else Optimizer
-    params = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    options = PARAMS_DOC + (SPLIT_DOC if algorithm.hidden_only else "") + OPTIONS_DOC + algorithm.memory_doc
-    members = {
-        "__doc__": documentation(algorithm.reference, options),
-        "__module__": "rlx_gpu.optim",
-        "__signature__": signature(algorithm.reference, Optimizer.__init__, params),
-        "algorithm": algorithm,
-    }
-    return type(name, (base,), members)

@@ -39,6 +39,7 @@ class Target:
 
 
 empty = torch.empty
+planned = launch.Launch._compile
 kernels: dict[str, Any] = {}
 
 
@@ -50,9 +51,10 @@ def compile_only(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, 
         kernel.warmup(*arguments, grid=grid, **{**LAUNCH_OPTIONS, **constants})
 
 
-def stand_in(in_place_of_a_launch: Callable[..., None]) -> None:
-    """Has kernels step CPU tensors, and something else done where they would be launched."""
+def stand_in(in_place_of_a_launch: Callable[..., None], compile_plans: Callable[..., None] = planned) -> None:
+    """Has kernels step CPU tensors, and something else done where they would be launched, or compiled for a plan."""
     driver.set_active(Target())
+    launch.Launch._compile = compile_plans  # type: ignore[method-assign]
     devices.interpreted = lambda: True
     launch.launch = in_place_of_a_launch
     torch.empty = lambda *given, **options: empty(*given, **options).zero_()  # nothing that a routine could choke on
@@ -85,9 +87,15 @@ def step(
 
 
 def trial(name: str) -> dict[str, Any]:
-    """Variants compiled by a first step, and after everything that must not matter has changed."""
+    """Variants compiled for a plan whose launches are left out, by a first step, and after everything that must not
+    matter has changed.
+    """
     hyper: dict[str, Any] = {} if name == "Adafactor" else {"lr": 1e-3}
     hyper["skip_nonfinite"] = name not in SCHEDULED
+    stand_in(lambda kernel, *others, **constants: kernels.setdefault(kernel.__name__, kernel))
+    step(name, [(4, 8), (5,), (4, 8), (7,)], **hyper, weight_decay=0.1)
+    in_plan = compiled()
+    stand_in(compile_only)
     optimizer = step(name, [(4, 8), (5,), (4, 8), (7,)], **hyper, weight_decay=0.1)
     first = compiled()
     group = optimizer.param_groups[0]
@@ -99,7 +107,7 @@ def trial(name: str) -> dict[str, Any]:
         optimizer.step()
         absent.grad = kept
     step(name, [(4, 8), (5,), (16, 16), (1025,), (3, 3, 3), (128, 256)], **hyper, weight_decay=0.3)
-    return {"first": first, "later": compiled()}
+    return {"planned": in_plan, "first": first, "later": compiled()}
 
 
 def sums_of_two_formats() -> list[int]:
@@ -118,21 +126,29 @@ def unlike_the_report() -> dict[str, list[str]]:
     def record(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         made.setdefault((kernel, frozenset(constants.items())), f"{kernel.__name__} of {now}")
 
-    stand_in(record)
+    stand_in(record, lambda one: None)
     for algorithm in TABLE.values():
         for formats in find_storages():
             for variant in variants(algorithm):
                 now = f"{variant} in {formats}"
                 run(variant, formats)
+    for options in ({"max_grad_norm": 1.0}, {"fused": True}):
+        now = f"SGD with {options}"
+        optimizer = step("SGD", [(5,)], lr=1e-3, **options)
+        optimizer.found_inf = torch.tensor(0.0)
+        optimizer.step()
     matrix = {one.kernel for one in reported.variants() if one.family == "matrix"}
     listed: dict[Any, list[str]] = {}
+    exactly: dict[Any, list[str]] = {}
     for one in reported.variants():
         if one.kernel not in matrix:
-            listed.setdefault((one.kernel, frozenset(one.constants.items())), []).append(f"{one.name} {one.dtype}")
+            key, name = (one.kernel, frozenset(one.constants.items())), f"{one.name} {one.dtype}"
+            listed.setdefault(key, []).append(name)
+            exactly.setdefault((key, frozenset(one.arguments.items())), []).append(name)
     return {
         "launched": [name for key, name in made.items() if key not in listed and key[0] not in matrix],
         "reported": [names[0] for key, names in listed.items() if key not in made],
-        "twice": [" and ".join(names) for names in listed.values() if len(names) > 1],
+        "twice": [" and ".join(names) for names in exactly.values() if len(names) > 1],
     }
 
 

@@ -13,7 +13,7 @@ from variants import BASE, ELEMENTWISE, MATRIX, OPTIMIZERS, named
 
 import rlx_gpu
 from rlx_gpu import optim
-from rlx_gpu.engine import elementwise, factored, inputs, norms, plan, rows, state
+from rlx_gpu.engine import elementwise, factored, inputs, norms, rows, state, sums
 
 SHAPES = {
     "expert0": (6, 4),
@@ -170,7 +170,7 @@ def sent(monkeypatch):
         made.append(name)
         return real(*given)
 
-    for module in (elementwise, factored, inputs, norms, plan, rows, state):
+    for module in (elementwise, factored, inputs, norms, rows, state, sums):
         for name in ("send", "upload"):
             real = getattr(module, name, None)
             if real is not None:
@@ -194,7 +194,7 @@ def test_a_new_set_makes_no_plan_and_sends_one_table(chosen, guarded, sent):
         own = {key: grads[key] for key in shuffled.sample(list(SHAPES), 4)}
         sent.clear()
         run.step(own)
-        assert sent == ["rlx_gpu.engine.plan.send"]
+        assert sent == ["rlx_gpu.engine.inputs.send"]
         sent.clear()
         run.step(own)
         assert sent == []
@@ -223,7 +223,7 @@ def test_the_trait_steps_subsets_by_the_plan_of_all(name, sent):
         sent.clear()
         run.step({key: grads[key] for key in names})
         assert [one is plan for one in run.optimizer._engine.steps] == [True]
-        assert sent == ["rlx_gpu.engine.plan.send"]
+        assert sent == ["rlx_gpu.engine.inputs.send"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

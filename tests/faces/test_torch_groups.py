@@ -183,7 +183,7 @@ def test_profiler_names_the_step(path):
     assert any("Optimizer.step#Lion.step" in event.key for event in profile.key_averages())
 
 
-@pytest.mark.parametrize("switch", ["foreach", "fused"])
+@pytest.mark.parametrize("switch", ["foreach", "fused", "capturable"])
 @pytest.mark.parametrize("value", [True, False, None])
 def test_torchs_choices_of_implementation_change_nothing(switch, value):
     params = make_params()
@@ -191,7 +191,7 @@ def test_torchs_choices_of_implementation_change_nothing(switch, value):
     assert type(optimizer) is optim.AdamW
 
 
-@pytest.mark.parametrize("switch", ["maximize", "capturable", "differentiable"])
+@pytest.mark.parametrize("switch", ["maximize", "differentiable"])
 @pytest.mark.parametrize("where", ["constructor", "group"])
 def test_switches_that_are_not_built_are_refused(switch, where):
     params = make_params()

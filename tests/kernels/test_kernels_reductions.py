@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +14,9 @@ from variants import ELEMENTWISE, named
 
 import rlx_gpu
 from rlx_gpu import reference
-from rlx_gpu.engine.elementwise import finish_sums
+from rlx_gpu.engine import sums as engine_sums
 from rlx_gpu.engine.norms import squared_norm
+from rlx_gpu.kernels.reductions import MOST_ROWS
 from rlx_gpu.parity.cases import normal
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -81,9 +84,31 @@ def test_finish_sums_adds_its_range_in_float64():
     partials = torch.from_numpy(np.random.default_rng(2).normal(size=(2500, 2)).astype(np.float32) * 1e4)
     ranges = np.array([[0, 0], [0, 1], [3, 1500], [2499, 2500], [2500, 2500], [0, 2500], [7, 7]])
     sums = torch.full((len(ranges), 2), float("nan"))
-    finish_sums(partials, torch.from_numpy(ranges), sums)
+    with recorded_launches() as made:
+        engine_sums.SumLaunch(partials, ranges, sums).run()
+    assert [name for name, _ in made] == ["finish_sums_kernel"]
     wanted = [partials[first:last].double().sum(dim=0).float().tolist() for first, last in ranges]
     np.testing.assert_allclose(sums.numpy(), wanted, rtol=2.0**-23, atol=0)
+
+
+@pytest.mark.parametrize("rows", [MOST_ROWS - 1, MOST_ROWS, MOST_ROWS + 1, 5 * MOST_ROWS + 7])
+def test_very_many_sums_are_added_in_two_levels(rows, path):
+    """Where one tensor has more than a program adds up; each level in order, in float64."""
+    numbers = np.random.default_rng(3).normal(size=(rows + 20, 2)) * 1e4
+    dtype = torch.float64 if path == "host" else torch.float32
+    partials = torch.from_numpy(numbers).to(dtype)
+    ranges = np.array([[0, 7], [7, 7], [7, 7 + rows], [7 + rows, 20 + rows]])
+    found = []
+    for _ in range(2):
+        sums = torch.full((len(ranges), 2), float("nan"), dtype=dtype)
+        launch = engine_sums.SumLaunch(partials, ranges, sums)
+        launch.run()
+        found.append(sums)
+    wanted = [[math.fsum(partials[first:last, i].tolist()) for i in range(2)] for first, last in ranges]
+    size = partials.abs().sum().item()
+    np.testing.assert_allclose(found[0].double().numpy(), wanted, rtol=2.0**-23, atol=1e-15 * size)
+    assert torch.equal(*found)
+    assert len(launch.launches) == (2 if rows > MOST_ROWS else 1)
 
 
 def step(chosen, factor, **options):

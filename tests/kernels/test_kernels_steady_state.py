@@ -141,7 +141,7 @@ def test_launches_do_not_depend_on_the_number_of_tensors(chosen, count):
     assert sorted(made, key=repr) == sorted(expected_launches(specs_of(chosen, {1, 2})), key=repr)
 
 
-def test_a_guarded_step_launches_norm_and_guard_besides():
+def test_a_guarded_step_launches_norm_and_words_besides():
     params = params_of(4)
     plain, guarded = (named("AdamW").make(skip_nonfinite=skip) for skip in (False, True))
     with recorded_launches() as made:
@@ -153,7 +153,7 @@ def test_a_guarded_step_launches_norm_and_guard_besides():
         "fused_step_kernel",  # squares of every tensor's blocks
         "finish_sums_kernel",  # of the blocks of each tensor
         "finish_sums_kernel",  # of all tensors
-        "guard_kernel",
+        "words_kernel",
         "rows_kernel",
         "fused_step_kernel",
     ]

@@ -3,7 +3,8 @@
     rules       the rules of `rlx_gpu.kernels`, as they are, as Numba functions
     loops       loops around them, generated
     codecs, halves      the storage formats; numbers of 16 bits, which loops convert as they go
-    elementwise, rows, factored, reductions     the kernels' programs, for the modules of `rlx_gpu.kernels` so named
+    elementwise, rows, factored, reductions, words      the kernels' programs, for the modules of `rlx_gpu.kernels` so
+                named
     programs    what these have in common
     build       compilation, kept on disk
     threads     who runs them
@@ -17,10 +18,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import elementwise, factored, reductions, rows
-from .threads import run, thread_count
+from . import elementwise, factored, reductions, rows, words
+from .threads import compile_loops, run, thread_count
 
-__all__ = ["launch", "thread_count"]
+__all__ = ["launch", "prepare", "thread_count"]
 FORMS = {
     form.__name__: form
     for form in (
@@ -30,7 +31,7 @@ FORMS = {
         factored.factored_moments_kernel,
         factored.factored_step_kernel,
         reductions.finish_sums_kernel,
-        reductions.guard_kernel,
+        words.words_kernel,
     )
 }
 
@@ -38,3 +39,9 @@ FORMS = {
 def launch(kernel: str, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Runs the host's form of a kernel, to its end."""
     run(FORMS[kernel](*arguments, **constants), programs)
+
+
+def prepare(kernel: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Compiles all that such a launch needs."""
+    FORMS[kernel](*arguments, **constants)
+    compile_loops()

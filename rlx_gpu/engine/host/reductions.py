@@ -1,4 +1,4 @@
-"""The host's forms of `rlx_gpu.kernels.reductions`: sums of float64 numbers in a fixed order, and the skip flag."""
+"""The host's form of `rlx_gpu.kernels.reductions`: sums of float64 numbers in a fixed order."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from .build import address_of
 from .native import float64, int64, pointer
-from .programs import SKIP, Job, words
+from .programs import Job, words
 
 GRAIN = 64
 
@@ -27,18 +27,3 @@ def finish_sums(arguments_at: int, program: int, end: int, memory: int) -> None:
             for row in range(ranges[2 * current], ranges[2 * current + 1]):
                 result += partials[row * count + i]
             sums[current * count + i] = result
-
-
-def guard_kernel(*tensors: Any, COUNT: int, **constants: Any) -> Job:
-    """Has the step skipped; the arguments are the kernel's."""
-    return Job(address_of(guard), words(*tensors, COUNT), 1)
-
-
-def guard(arguments_at: int, program: int, end: int, memory: int) -> None:
-    """Sets the flag from norms and the numbers of entries that are not finite."""
-    arguments = pointer(arguments_at, int64)
-    totals, flags = pointer(arguments[0], float64), pointer(arguments[1], float64)
-    bad = 0.0
-    for i in range(arguments[2]):
-        bad += totals[2 * i + 1]
-    flags[SKIP] = 1.0 if bad > 0.0 else 0.0

@@ -32,6 +32,13 @@ def thread_count() -> int:
     return min(torch.get_num_threads(), most)
 
 
+def compile_loops() -> None:
+    """Compiles or loads what runs jobs."""
+    _alone()
+    if thread_count() > 1:
+        _together()
+
+
 def run(job: Job, programs: int) -> None:
     """Runs all programs of a job."""
     parts = max(1, min(thread_count(), programs // job.grain))

@@ -1,0 +1,91 @@
+"""What replays of captured steps go on reading.
+
+A replay runs the launches and copies that were captured and nothing of the host's part of a step. So a captured step
+must be like the one before it, all that it reads must stay where it is, and what the host would send is sent by
+`Engine.send_hyperparameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .batch import Scaling, Settings
+from .capture import CaptureError
+
+CAPTURES = 16  # with gradients in other places each, that are possible without a step in between
+
+
+class Addresses:
+    """Places in pinned memory for addresses of gradients: each captured copy reads its own at every replay."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count, self.pinned = count, device.type == "cuda"
+        self.rows: list[torch.Tensor] = []
+        self.used = 0
+        self.refill()
+
+    def refill(self) -> None:
+        """Makes room for captures to come; not while one is under way."""
+        if len(self.rows) - self.used < CAPTURES:
+            self.rows += torch.empty((CAPTURES, self.count), dtype=torch.int64, pin_memory=self.pinned).unbind()
+
+    def hold(self, addresses: np.ndarray[Any, Any]) -> torch.Tensor:
+        """The addresses in memory that stays."""
+        for row in self.rows[: self.used]:
+            if np.array_equal(row.numpy(), addresses):
+                return row
+        if self.used == len(self.rows):
+            raise CaptureError(
+                f"no room for the addresses of gradients of more than {CAPTURES} captures in a row: take a step "
+                "outside of a capture between them"
+            )
+        row = self.rows[self.used]
+        row.numpy()[:] = addresses
+        self.used += 1
+        return row
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured step of a plan: what it was like, and the tensors that it goes on reading.
+
+    Of the hyperparameters `live` ones lie on the device; others, and which tensors hold learning rates, stay what they
+    were.
+    """
+
+    settings: Sequence[Settings]
+    scaling: Scaling
+    live: Collection[str]
+    tensors: Sequence[torch.Tensor]
+
+    def check(self, settings: Sequence[Settings], scaling: Scaling) -> None:
+        """Refuses, by a ValueError, what replays of these steps could not follow."""
+        for index, (old, new) in enumerate(zip(self.settings, settings, strict=False)):
+            label = f"param_groups[{index}]"
+            if old.lr is not None and new.lr is not old.lr:
+                raise ValueError(
+                    f"{label}['lr']: captured steps read it from a tensor, which is no longer the group's; write the "
+                    "new one into that tensor"
+                )
+            current, kept = fixed(new, self.live), fixed(old, self.live)
+            changed = [name for name in current if kept.get(name) != current[name]]
+            if changed:
+                raise ValueError(f"{label}[{changed[0]!r}]: captured steps cannot follow; capture them again")
+        for name, before, now in (
+            ("skip_nonfinite", self.scaling.guarded, scaling.guarded),
+            ("max_grad_norm", self.scaling.max_norm is not None, scaling.max_norm is not None),
+        ):
+            if before != now:
+                raise ValueError(f"{name} was switched {'on' if now else 'off'}: captured steps cannot follow")
+
+
+def fixed(settings: Settings, live: Collection[str]) -> Mapping[str, Any]:
+    """What does not lie on the device: hyperparameters but for the live ones, and formats."""
+    storage = settings.storage
+    hyper = {name: value for name, value in settings.hyper.items() if name not in live}
+    return {**hyper, "state_dtype": storage.state_dtype, "rounding": storage.rounding}
