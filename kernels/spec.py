@@ -156,6 +156,7 @@ class MatrixSpec:
         numbers: those of the slots that hold one number for each matrix.
         batch_dtype: the hyperparameter that names the batch's format; float32 without one.
         counters: as in `RuleSpec`.
+        between: the rule that the routine runs over a batch, of slots that lie in batches, if it does.
         starts: of counters that begin apart, `(hyper, place, count) -> value`: where a matrix begins that is the
             place-th, from 0, of `count` new ones of its shape.
     """
@@ -171,6 +172,7 @@ class MatrixSpec:
     numbers: tuple[str, ...] = ()
     batch_dtype: str | None = None
     counters: tuple[str, ...] = ()
+    between: RuleSpec | None = None
     starts: Mapping[str, Start] = field(default_factory=dict)
     shaped: ClassVar[bool] = True
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch._compile import _disable_dynamo
 
 from .arrays import Arrays
 from .engine.batch import Batch, Entry, Settings
@@ -20,7 +21,7 @@ from .kernels.formats import STATE_FORMATS
 from .reference.by_name import ByName, LrScale, UseFallback
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
-from .reference.trait import FALLBACK_DOC, MAX_GRAD_NORM, SKIP_NONFINITE, documentation, signature
+from .reference.trait import FALLBACK_DOC, documentation, signature
 from .table import TABLE, Algorithm
 
 Item = tuple[str, tuple[int, ...], Any, Any]
@@ -67,11 +68,7 @@ class Optimizer(ByName):
         self._choose(self.algorithm.reference, lr_scale, use_fallback)
         self.iteration = 0
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._engine = Engine(
-            self.algorithm,
-            skip_nonfinite=SKIP_NONFINITE.check(skip_nonfinite),
-            max_grad_norm=MAX_GRAD_NORM.check(max_grad_norm),
-        )
+        self._engine = Engine(self.algorithm, skip_nonfinite=skip_nonfinite, max_grad_norm=max_grad_norm)
         self._entries: dict[str, Entry] = {}
         self._states: dict[str, State] = {}
         self._loaded: dict[str, tuple[int, dict[str, Any]]] = {}  # from a checkpoint, until the parameter is seen
@@ -93,6 +90,7 @@ class Optimizer(ByName):
         """Updates one parameter in place; see `step_batch`, which updates a whole model in one launch."""
         self.step_batch([(name, shape, param, grad)], grad_scale=grad_scale)
 
+    @_disable_dynamo
     def step_batch(self, items: Iterable[Item], *, grad_scale: float | torch.Tensor = 1.0) -> None:
         """Updates parameters in place, each at most once an iteration; an error leaves everything untouched.
 
@@ -266,6 +264,7 @@ class Optimizer(ByName):
 class HessianOptimizer(Optimizer):
     """An optimizer whose algorithm keeps an estimate of the Hessian's diagonal."""
 
+    @_disable_dynamo
     def update_hessian(self, name: str, estimate: Any) -> None:
         """Mixes an estimate of the Hessian's diagonal, shaped like the parameter, into the state of a parameter that
         has been stepped, here or before the checkpoint that was loaded.

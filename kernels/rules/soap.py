@@ -34,7 +34,18 @@ ROTATED = RuleSpec(
 )
 SLOTS = (*MOMENTS, "left_cov", "right_cov", "left_basis", "right_basis")
 STARTS = {"phase": first_phase}
-SOAP = MatrixSpec("soap", "soap", SLOTS, ADAM_ROW, GATHER, APPLY, scheduled=True, counters=("phase",), starts=STARTS)
+SOAP = MatrixSpec(
+    "soap",
+    "soap",
+    SLOTS,
+    ADAM_ROW,
+    GATHER,
+    APPLY,
+    scheduled=True,
+    counters=("phase",),
+    between=ROTATED,
+    starts=STARTS,
+)
 SPECS = (SOAP, ROTATED)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ class Settings:
         return cls(algorithm.resolve(given if live is None else {**given, "lr": 0.0}), storage, live)
 
 
-@dataclass(frozen=True)
-class Scaling:
+class Scaling(NamedTuple):
     """What multiplies the gradients of a step, and what has it skipped; tensors of one element are not read here.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -44,8 +44,7 @@ class BucketMember:
     settings: Settings
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What the host knows of one step; `grads` and the flags `present` are by place in the plan. What a `captured` one
     reads has to stay.
     """
@@ -61,6 +60,9 @@ class Bucket(Protocol):
     """Parameters stepped together; `waits` if the host must know before that the step is not skipped."""
 
     waits: bool
+
+    def prepare(self, step: Step) -> None:
+        """All that has to be made for such a step and may fail, before anything is changed."""
 
     def step(self, step: Step) -> None:
         """All that a step does, once the rows have been computed."""

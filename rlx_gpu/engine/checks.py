@@ -115,6 +115,7 @@ def check_state(entry: Entry, state: State, wanted: Layout) -> None:
         label = f"parameter {entry.name!r}: state slot {slot!r}"
         if not isinstance(found, torch.Tensor):
             raise ValueError(f"{label} must be a torch.Tensor, got {type(found).__name__}")
+        refuse_wrapper(label, found)
         like = wanted.tensors.get(slot)
         shape = () if like is None else tuple(like.shape)
         if tuple(found.shape) != shape:

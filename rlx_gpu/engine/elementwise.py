@@ -76,6 +76,9 @@ class ElementwiseBucket:
         parts = Parts(places, [entry.param.numel() for entry in entries], [entry.origin for entry in entries])
         self.rule = RuleLaunch(key.spec, key.formats, inputs, parts, addresses(key, members))
 
+    def prepare(self, step: Step) -> None:
+        """Nothing: all was made with the plan."""
+
     def step(self, step: Step) -> None:
         """All passes of the rule."""
         self.rule.launch()

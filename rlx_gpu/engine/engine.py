@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..reference.trait import MAX_GRAD_NORM, SKIP_NONFINITE
 from ..table import Algorithm
 from . import capture
 from .batch import Batch, Scaling, Settings
@@ -36,7 +37,9 @@ class Engine:
     def __init__(
         self, algorithm: Algorithm, *, skip_nonfinite: bool = False, max_grad_norm: float | None = None
     ) -> None:
-        self.algorithm, self.skip_nonfinite, self.max_grad_norm = algorithm, skip_nonfinite, max_grad_norm
+        self.algorithm = algorithm
+        self.skip_nonfinite: bool = SKIP_NONFINITE.check(skip_nonfinite)
+        self.max_grad_norm: float | None = MAX_GRAD_NORM.check(max_grad_norm)
         self.lock = threading.RLock()
         self.norms: Norms = {}
         self.steps, self.hessians = Plans(algorithm, self.norms), Plans(algorithm, {}, advance=False)

@@ -70,6 +70,9 @@ class FactoredBucket:
             Launch(step_kernel, len(programs), *tiles, row_sums, sums, **constants["update"]),
         )
 
+    def prepare(self, step: Step) -> None:
+        """Nothing: all was made with the plan."""
+
     def step(self, step: Step) -> None:
         """Tile sums, moments, the sum of `row_var`, norms, update."""
         for one in self.launches:

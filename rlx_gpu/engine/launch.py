@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -44,26 +45,20 @@ def launch(kernel: Any, programs: int | tuple[int, ...], *arguments: Any, **cons
 class Launch:
     """A launch that is made step after step, of fixed arguments; None among them stands for each step's workspace.
 
-    Making it compiles the kernel, so that a step that has begun does not fail for that. Memory that it reads may be
-    freed while a stream still runs it: the allocator is told of every stream but the one that was current here, to
-    which the memory belongs.
+    Making it compiles the kernel, so that a step that has begun does not fail for that.
     """
 
     def __init__(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         self.kernel, self.programs, self.arguments, self.constants = kernel, programs, arguments, constants
         self.device: torch.device = arguments[0].device
-        self.streams = {stream_of(self.device)}
+        self.readers = Readers(self.device, arguments)
+        self.workspace = next((place for place, one in enumerate(arguments) if one is None), None)
         if programs:
             self._compile()
 
     def run(self, workspace: torch.Tensor | None = None) -> None:
         """Launches it on the current stream."""
-        stream = stream_of(self.device)
-        if stream not in self.streams:
-            for one in self.arguments:
-                if isinstance(one, torch.Tensor):
-                    hold(one)
-            self.streams.add(stream)
+        self.readers.note()
         launch(self.kernel, self.programs, *self._with(workspace), **self.constants)
 
     def _compile(self) -> None:
@@ -77,7 +72,31 @@ class Launch:
             self.kernel.warmup(*arguments, grid=(self.programs,), **{**LAUNCH_OPTIONS, **self.constants})
 
     def _with(self, workspace: Any) -> tuple[Any, ...]:
-        return tuple(workspace if one is None else one for one in self.arguments)
+        """The arguments with a workspace where one is wanted."""
+        if self.workspace is None:
+            return self.arguments
+        return (*self.arguments[: self.workspace], workspace, *self.arguments[self.workspace + 1 :])
+
+
+class Readers:
+    """The streams that read some tensors made on the current one.
+
+    Memory may be freed while a stream still reads it: the allocator has to be told of every stream but the one that was
+    current when it was made, to which it belongs.
+    """
+
+    def __init__(self, device: torch.device, tensors: Iterable[Any]) -> None:
+        self.device = device
+        self.tensors = [one for one in tensors if isinstance(one, torch.Tensor)]
+        self.streams = {stream_of(device)}
+
+    def note(self) -> None:
+        """Takes note that the current stream reads them."""
+        stream = stream_of(self.device)
+        if stream not in self.streams:
+            for one in self.tensors:
+                hold(one)
+            self.streams.add(stream)
 
 
 def stream_of(device: torch.device) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -83,6 +82,9 @@ class Plan:
     def step(self, step: Step) -> None:
         """One update of every parameter that has a gradient, unless it is skipped."""
         words = self._words(step.scaling)
+        for buckets in self.buckets.values():
+            for bucket in buckets:
+                bucket.prepare(step)
         always = bool(self.captures)  # what was sent last may be a replay's
         self.grads.copy(step.grads)
         for device, inputs in self.inputs.items():
@@ -147,7 +149,7 @@ class Plan:
         read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings), *step.grads
         tensors = [one for one in read if isinstance(one, torch.Tensor)]
         self.captures.append(Captured(step.settings, scaling, live, tensors))
-        self.step(replace(step, captured=True))
+        self.step(step._replace(captured=True))
 
     def _words(self, scaling: Scaling) -> StepWords | None:
         """What computes the words of a step; None where the factor alone decides, and always has."""

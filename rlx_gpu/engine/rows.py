@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ class RowLaunch:
     """The rows of all members of one device under one rule; with `advance`, their steps are counted."""
 
     def __init__(self, spec: Spec, inputs: StepInputs, members: Sequence[BucketMember], *, advance: bool) -> None:
-        self.spec = spec
+        self.spec, self.label = spec, f"while computing the row of rule {spec.name!r}"
         self.groups = sorted({member.entry.group for member in members})
         scales = np.array([member.entry.scale for member in members], dtype=np.float64).view(np.int64)
         place = {group: index for index, group in enumerate(self.groups)}
@@ -35,8 +34,12 @@ class RowLaunch:
         self.hypers = torch.empty((len(self.groups), hypers + 1), dtype=torch.float64, device=inputs.device)
         programs, constants = -(-len(members) // rows.BLOCK), rows.constants(spec, hypers, advance)
         pointers = table, inputs.grads, self.hypers, inputs.words, inputs.rows
-        with self._named(), on_device(inputs.device):
-            self.kernel = Launch(rows.rows_kernel, programs, *pointers, len(members), **constants)
+        try:
+            with on_device(inputs.device):
+                self.kernel = Launch(rows.rows_kernel, programs, *pointers, len(members), **constants)
+        except Exception as error:
+            error.add_note(self.label)
+            raise
 
     @property
     def live_names(self) -> set[str]:
@@ -62,14 +65,8 @@ class RowLaunch:
 
     def launch(self) -> None:
         """Computes the rows, unless the step is skipped."""
-        with self._named():
-            self.kernel.run()
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Has errors say which row was computed."""
         try:
-            yield
+            self.kernel.run()
         except Exception as error:
-            error.add_note(f"while computing the row of rule {self.spec.name!r}")
+            error.add_note(self.label)
             raise

@@ -168,6 +168,8 @@ def loaded_slot(label: str, value: Any, wanted: torch.Tensor, param: torch.Tenso
 
 def as_tensor(label: str, value: Any) -> torch.Tensor:
     """A checkpoint's array, or a ValueError that names the key `label`."""
+    if isinstance(value, torch.Tensor) and hasattr(value, "to_local"):
+        raise ValueError(f"state dict: {label!r} is a DTensor; gather it with full_tensor()")
     try:
         return value.detach() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
     except TypeError:

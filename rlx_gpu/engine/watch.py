@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .batch import Entry
+from .launch import Readers
 from .memory import same_order
 from .state import STEP, State
 
@@ -87,6 +88,7 @@ class GradWatch:
         self.members = set(members)
         self.everyone = list(range(len(entries)))
         self.buffers: dict[int, torch.Tensor] = {}
+        self.readers: list[Readers] = []  # of these buffers
         self.copies: list[int] = []
         self.found: list[int] = []
         self._choose([])
@@ -104,6 +106,8 @@ class GradWatch:
 
     def copy(self, grads: Sequence[torch.Tensor | None]) -> None:
         """Copies the gradients of another memory order than their parameter into its order."""
+        for reader in self.readers:
+            reader.note()
         for i in self.copies:
             grad = grads[i]
             assert grad is not None
@@ -165,6 +169,7 @@ class GradWatch:
         for i in self.copies:
             if i not in self.buffers:
                 self.buffers[i] = torch.empty_like(self.params[i], dtype=self.dtypes[i], requires_grad=False)
+                self.readers.append(Readers(self.devices[i], [self.buffers[i]]))
 
 
 def _layout(params: Sequence[torch.Tensor]) -> list[Any]:

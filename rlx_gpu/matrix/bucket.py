@@ -55,13 +55,18 @@ class MatrixBucket:
         if isinstance(spec, MatrixSpec) and not spec.flat and entry.param.numel():
             blocks(entry.name, entry.param, hyper)
 
+    def prepare(self, step: Step) -> None:
+        """The tables of the matrices with a gradient."""
+        flags = step.present[self.indices]
+        for wave in self.waves:
+            wave.prepare(flags)
+
     def step(self, step: Step) -> None:
         """One update of every matrix with a gradient."""
-        flags = step.present[self.indices]
         if self.mirror is not None:
-            self.mirror.steps += flags
+            self.mirror.steps += step.present[self.indices]
         for wave in self.waves:
-            wave.step(step, flags)
+            wave.step(step)
 
 
 def shelf(key: BucketKey, members: Sequence[BucketMember], pieces: Sequence[Piece]) -> Shelf:

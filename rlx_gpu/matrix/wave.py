@@ -11,8 +11,10 @@ import numpy as np
 import torch
 
 from ..engine.buckets import BucketKey, BucketMember, Step, addresses
+from ..engine.devices import on_device
 from ..engine.elementwise import Parts, RuleLaunch
 from ..engine.inputs import StepInputs
+from ..engine.launch import Readers
 from ..engine.state import DTYPE_NAMES, STEP, State, buffers, read_scalars
 from ..engine.tables import Array
 from ..kernels.spec import MatrixSpec, RuleSpec
@@ -53,12 +55,18 @@ class Wave:
         self.tables: WaveTables | None = None
         self.captured: list[WaveTables] = []  # that replays read
 
-    def step(self, step: Step, flags: Array) -> None:
-        """One update of every matrix whose member's flag is true."""
+    def prepare(self, flags: Array) -> None:
+        """Makes the tables of the matrices whose member's flag is true, unless they are there."""
         if self.flags is None or not np.array_equal(flags, self.flags):
             self.tables = None  # before new ones come
             some = flags[self.members].any()
-            self.tables, self.flags = WaveTables(self.common, self.shelves, flags) if some else None, flags
+            self.flags = None  # until these are whole
+            with on_device(self.common.inputs.device):
+                self.tables = WaveTables(self.common, self.shelves, flags) if some else None
+            self.flags = flags
+
+    def step(self, step: Step) -> None:
+        """One update of these."""
         if self.tables is not None:
             self.tables.step(step)
             self.captured += [self.tables] if step.captured else []
@@ -109,12 +117,18 @@ class WaveBatch:
         self.members = [piece.member for piece in self.pieces]
         self.where = selection(chosen, common.inputs.device)
         self.rows = selection([common.members[member].place for member in self.members], common.inputs.device)
+        self.readers = Readers(common.inputs.device, [self.where, self.rows, *shelf.state.values()])
         self.grads = offsets(common, self.pieces)[:, 1]
         self._rule: tuple[Any, RuleLaunch] | None = None
+        if common.spec.between is not None:
+            spec, dtype = common.spec.between, getattr(torch, common.batch_format)
+            slots = [shelf.state[slot][self.where] for slot in spec.slots]
+            self._launches(spec, dtype, slots[0].stride(0), slots)
 
     def compute(self, workspace: torch.Tensor, step: Step) -> None:
         """Turns gradients into directions, in place."""
         common, shelf, block = self.common, self.shelf, self.shelf.block
+        self.readers.note()
         grad = in_batch(workspace[self.stretch], len(self.pieces), shelf.stride, block.shape, block.transposed)
         state = {slot: batch[self.where] for slot, batch in shelf.state.items()}
         direction = common.routine.direction(grad, state, self._told(step))
@@ -127,15 +141,19 @@ class WaveBatch:
     def run(self, spec: RuleSpec, x: torch.Tensor, slots: Sequence[torch.Tensor]) -> None:
         """As `MatrixStep.run`."""
         assert all(slot.stride()[1:] == x.stride()[1:] for slot in slots), "the batches' memory orders differ"
-        key = spec, x.stride(0), tuple((slot.data_ptr(), slot.stride(0)) for slot in slots)
+        self._launches(spec, x.dtype, x.stride(0), slots).launch(x)
+
+    def _launches(self, spec: RuleSpec, dtype: torch.dtype, stride: int, slots: Sequence[torch.Tensor]) -> RuleLaunch:
+        """The launches of a rule over a batch of matrices so many elements apart; those of the last step if it can."""
+        key = spec, stride, tuple((slot.data_ptr(), slot.stride(0)) for slot in slots)
         if self._rule is None or self._rule[0] != key:
-            place = np.arange(len(x), dtype=np.int64)
-            columns = [place * x.stride(0) * x.element_size(), self.grads]
+            place = np.arange(len(self.pieces), dtype=np.int64)
+            columns = [place * stride * dtype.itemsize, self.grads]
             columns += [slot.data_ptr() + place * slot.stride(0) * slot.element_size() for slot in slots]
-            formats = (DTYPE_NAMES[x.dtype], self.common.key.formats[1], *(DTYPE_NAMES[slot.dtype] for slot in slots))
+            formats = (DTYPE_NAMES[dtype], self.common.key.formats[1], *(DTYPE_NAMES[slot.dtype] for slot in slots))
             own, pointers = parts(self.common, self.pieces), np.stack(columns, axis=1)
             self._rule = key, RuleLaunch(spec, formats, self.common.inputs, own, pointers)
-        self._rule[1].launch(x)
+        return self._rule[1]
 
     def _told(self, step: Step) -> MatrixStep:
         """What the routine is told of a step."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..engine.batch import Settings
+from ..engine.checks import refuse_wrapper
 from ..engine.devices import is_live
 from ..engine.state import Storage
 from ..reference.hyper import COUPLED_DECAY
@@ -31,9 +32,10 @@ REFUSED = ("maximize", "differentiable", "decoupled_weight_decay")
 
 def number(name: str, value: Any) -> Any:
     """A hyperparameter's value; one that lies in a tensor is read, on the host, but for a learning rate on a device."""
-    if name == "lr" and is_live(value):
-        return id(value)
     if isinstance(value, torch.Tensor):
+        refuse_wrapper(name, value)
+        if name == "lr" and is_live(value):
+            return id(value)
         if value.device.type != "cpu":
             raise ValueError(f"{name} must lie on the host, got a tensor on {str(value.device)!r}")
         if value.numel() != 1:

@@ -70,7 +70,7 @@ class Optimizer(torch.optim.Optimizer):
         if isinstance(lr, torch.Tensor):
             defaults["lr"] = lr  # schedulers write into it
         switches = {name: bool(hyper[name]) for name in SWITCHES if name in hyper}
-        self._start(SKIP_NONFINITE.check(skip_nonfinite), MAX_GRAD_NORM.check(max_grad_norm))
+        self._start(skip_nonfinite, max_grad_norm)
         storage = {"state_dtype": state_dtype, "rounding": rounding, "seed": seed}
         super().__init__(params, {**defaults, **storage, **switches})
 
