@@ -16,6 +16,10 @@ empty :=
 space := $(empty) $(empty)
 WITH_TRITONS := RLX_TRITON_PYTHONS="$(subst @,$(CURDIR),$(subst $(space),:,$(TRITON_VENVS:%=@/%/bin/python)))"
 
+# The oldest torch that pip installs beside the oldest Triton.
+OLDEST := torch==2.10.0 triton==$(firstword $(TRITON_VERSIONS))
+WITH_OLDEST := RLX_OLDEST_PYTHON="$(CURDIR)/.venv-oldest/bin/python"
+
 .PHONY: help train test test-long test-gpu check format bench bench-gpu parity compile-matrix doctor venv clean
 .DEFAULT_GOAL := help
 
@@ -28,8 +32,8 @@ train: $(READY) ## train the example model (ARGS="--optimizer lion --steps 500")
 test: $(READY) ## the tests that take minutes in all; need no GPU (ARGS="-k lion")
 	@$(BIN)/python -m pytest -m "not long" -n auto --dist loadgroup $(ARGS)
 
-test-long: $(READY) $(TRITON_READY) ## the tests that take longer: every kernel by every Triton for every architecture
-	@$(WITH_TRITONS) $(BIN)/python -m pytest -m long -n auto --dist loadgroup $(ARGS)
+test-long: $(READY) $(TRITON_READY) .venv-oldest/.ready ## the tests that take longer: every Triton, the oldest torch
+	@$(WITH_TRITONS) $(WITH_OLDEST) $(BIN)/python -m pytest -m long -n auto --dist loadgroup $(ARGS)
 
 test-gpu: $(READY) ## the tests that need a CUDA device
 	@RLX_GPU_LANE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -81,6 +85,14 @@ $(READY): requirements-dev.lock pyproject.toml
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check triton==$* $$(grep -E '^(numpy|typer|rich)==' requirements-dev.lock)
 	@touch $@
 
+# With what stepping, training and their tests need, at the locked versions.
+.venv-oldest/.ready: requirements-dev.lock
+	@echo "Installing $(OLDEST) into $(@D) (once; with CUDA, it is a large download) ..."
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check $(OLDEST) \
+		$$(grep -E '^(numpy|numba|typer|rich|safetensors|matplotlib|pytest|hypothesis)==' requirements-dev.lock)
+	@touch $@
+
 clean: ## remove the environments, caches and build products
-	rm -rf .venv .venv-triton-* build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-triton-* .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,7 +27,7 @@ from .spec import FactoredSpec
 TILE_ROWS = 64  # 64 elements a thread, over which it spreads what a program does once
 TILE_COLS = 128
 PART_ROWS = 16
-VECTOR_BLOCK = 64
+VECTOR_BLOCK = 128  # as many as a program has threads: with fewer, some would load what others have stored
 VECTOR_SPLIT = 32
 COLUMNS = ("rows", "cols", "vectorized", "row_partials", "col_partials", "member", "origin")
 ROWS, COLS, VECTORIZED, ROW_PARTIALS, COL_PARTIALS, MEMBER, ORIGIN = (tl.constexpr(i) for i in range(len(COLUMNS)))

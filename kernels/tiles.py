@@ -51,8 +51,9 @@ def tilings(element_bytes: int, capability: int) -> Tilings:
         large = Tiling(128, 64, warps=4 if capability == 90 else 8, stages=3)
         return Tilings(large, Tiling(64, 64, warps=4, stages=3), unaligned, many=144)
     small = Tiling(64, 32, warps=4, stages=3)
-    # Before sm_90 the operands of TF32's three products lie in registers, which large tiles exceed.
-    large = Tiling(128, 32, warps=8, stages=3) if capability >= 90 else small
+    # Only the tensor cores of sm_9x and sm_10x take operands from shared memory. On others, sm_12x among them, those of
+    # TF32's three products lie in registers, which large tiles exceed.
+    large = Tiling(128, 32, warps=8, stages=3) if capability // 10 in (9, 10) else small
     return Tilings(large, small, unaligned, many=512)
 
 

@@ -23,7 +23,7 @@ PATHS = {
     "host": "the same rules, compiled for the CPU by Numba",
     "none": "cannot be stepped here",
 }
-OLDEST = {"numpy": (1, 26), "numba": (0, 61), "torch": (2, 9), "triton": (3, 6)}
+OLDEST = {"numpy": (1, 26), "numba": (0, 61), "torch": (2, 10), "triton": (3, 6)}
 
 
 @dataclass(frozen=True)

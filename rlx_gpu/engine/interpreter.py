@@ -1,7 +1,8 @@
 """Triton's interpreter, made to compute what a GPU computes, and to do it faster.
 
 By itself it cuts off the bits that bfloat16 lacks where a GPU rounds to nearest even, loses bfloat16's subnormals on
-the way back, and takes the bits of bfloat16 matrices for the numbers that it multiplies.
+the way back, and takes the bits of bfloat16 matrices for the numbers that it multiplies. That of Triton 3.6 counts
+loops by arrays of one element, which NumPy no longer takes for integers from 2.4 on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -41,6 +43,14 @@ def repair() -> None:
     interpreter.InterpreterBuilder.cast_impl = convert_to_nearest
     interpreter.InterpreterBuilder.create_dot = multiply_numbers
     interpreter.InterpretedFunction.__call__ = _call_device_function
+    if triton.__version__.startswith("3.6."):
+        interpreter._patch_lang_tensor = functools.partial(_make_scalars_integers, interpreter._patch_lang_tensor)
+
+
+def _make_scalars_integers(patch: Callable[..., None], tensor: Any, scope: Any) -> None:
+    """Lets scalars be the ends of a range, as Triton 3.7 does: 3.6 makes integers of arrays, NumPy 2.4 refuses them."""
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda scalar: int(scalar.handle.data.item()))
 
 
 def _call_device_function(function: Any, *args: Any, **kwargs: Any) -> Any:

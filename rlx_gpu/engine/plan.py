@@ -144,9 +144,12 @@ class Plan:
                 )
 
     def capture(self, step: Step) -> None:
-        """One step, as replays will repeat it; what it reads stays for as long as this plan."""
+        """One step, as replays will repeat it; what it reads stays for as long as this plan.
+
+        But for the gradients: they are as large as the model, and the caller's, as with torch's optimizers.
+        """
         scaling, live = step.scaling, {one for rows in self.rows.values() for row in rows for one in row.live_names}
-        read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings), *step.grads
+        read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings)
         tensors = [one for one in read if isinstance(one, torch.Tensor)]
         self.captures.append(Captured(step.settings, scaling, live, tensors))
         self.step(step._replace(captured=True))

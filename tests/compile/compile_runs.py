@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 # This interpreter, and those with other versions of Triton that `make test-long` sets up.
 _OTHERS = os.environ.get("RLX_TRITON_PYTHONS", "").split(":")
 PYTHONS = tuple(dict.fromkeys([sys.executable, *filter(None, _OTHERS)]))
-ARCHES = ("sm_90", "sm_80", "sm_100")
+# The shared memory that a block can have: https://docs.nvidia.com/cuda/cuda-c-programming-guide, compute capabilities.
+SHARED_BYTES = {"sm_90": 227 * 1024, "sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
+ARCHES = tuple(SHARED_BYTES)
 
 
 def cases(*choices: tuple[str, ...]) -> list[pytest.param]:

@@ -8,6 +8,10 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty folder at the start of every test run."""
-    return tmp_path_factory.mktemp("triton")
+def cache(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """An empty folder at the start of every test run, which the processes of a run share."""
+    if worker_id == "master":
+        return tmp_path_factory.mktemp("triton")
+    folder = tmp_path_factory.getbasetemp().parent / "triton"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -57,6 +57,7 @@ def main() -> None:
         "split": opcodes("split", "float32", "sm_90"),
         "unaligned": opcodes("symmetric_product/64_none", "bfloat16", "sm_90"),
         "sm_80": opcodes("symmetric_product/128_cols", "bfloat16", "sm_80"),
+        "sm_120": opcodes("symmetric_product/128_cols", "bfloat16", "sm_120"),
         "householder": opcodes("householder", "float32", "sm_90"),
     }
     print(json.dumps({"counts": counts, "instructions": instructions}))

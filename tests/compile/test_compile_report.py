@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from compile_runs import environment, one_worker, run_json
+from compile_runs import ARCHES, environment, one_worker, run_json
 
 from rlx_gpu.compiled.report import architectures, capability, report, run, variants
 from rlx_gpu.compiled.sass import Access, Instruction, UnexpectedCode, ir_accesses, machine_accesses, ptx_accesses
@@ -63,7 +63,7 @@ def test_an_arch_that_is_not_supported_lists_those_that_are(arch, form, cache):
 
 def test_the_supported_architectures_are_those_of_the_bundled_compilers():
     known = architectures()
-    assert {"sm_80", "sm_90", "sm_100"} <= set(known)
+    assert {*ARCHES} <= set(known)
     assert known == sorted(known, key=capability) and capability(known[0]) == 80
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from compile_runs import ARCHES, PYTHONS, cases, run_json
+from compile_runs import ARCHES, PYTHONS, SHARED_BYTES, cases, run_json
 
 from rlx_gpu.compiled.report import COLUMNS, STORAGES
 from rlx_gpu.compiled.variants import batch_format, formats
@@ -74,9 +74,15 @@ def size(own, streams):
 
 
 @pytest.fixture(scope="module", params=cases(PYTHONS, ARCHES))
-def rows(request, cache):
+def case(request):
+    """An interpreter with some version of Triton, and an architecture."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def rows(case, cache):
     """The report for one architecture, by an interpreter with some version of Triton."""
-    python, arch = request.param
+    python, arch = case
     return run_json(python, cache, "-m", "rlx_gpu", "kernels", "--arch", arch, "--json")
 
 
@@ -122,13 +128,18 @@ def test_no_kernel_spills(rows):
     assert spilling(rows) == []
 
 
+def test_shared_memory_fits_the_architecture(case, rows):
+    _, arch = case
+    assert [row for row in rows if row["shared_bytes"] > SHARED_BYTES[arch]] == []
+
+
 def test_every_stream_is_accessed_128_bits_at_a_time(rows):
     assert narrow(rows) == []
 
 
 def test_only_kernels_without_streams_have_no_width(rows):
     without = {row["name"].split("/")[0] for row in rows if row["vector_bits"] is None and row["family"] != "rows"}
-    assert without == {"adafactor", "finish_sums", "guard", "symmetric_product", "split", "householder"}
+    assert without == {"adafactor", "finish_sums", "words", "symmetric_product", "split", "householder"}
     assert {row["vector_bits"] for row in rows if row["family"] == "rows"} == {None}
 
 

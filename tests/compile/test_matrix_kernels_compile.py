@@ -34,12 +34,16 @@ def test_float32_products_run_on_tensor_cores_in_tf32(trial):
     assert executed(trial, "float32", "HGMMA") == ["HGMMA.64x128x8.F32.TF32"]
 
 
-def test_other_architectures_and_kernels_have_no_warpgroup_instructions(trial):
-    assert not executed(trial, "sm_80", "HGMMA") and executed(trial, "sm_80", "HMMA")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_120"])
+def test_other_architectures_have_tensor_cores_without_warpgroups(trial, arch):
+    assert not executed(trial, arch, "HGMMA") and executed(trial, arch, "HMMA")
+
+
+def test_other_kernels_do_without_tensor_cores(trial):
     assert not executed(trial, "householder", "HGMMA") and not executed(trial, "householder", "HMMA")
 
 
-@pytest.mark.parametrize("name", ["bfloat16", "float16", "with_c", "float32", "sm_80"])
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "with_c", "float32", "sm_80", "sm_120"])
 def test_aligned_tiles_are_copied_16_bytes_at_a_time(trial, name):
     assert executed(trial, name, "LDGSTS") == [COPY]
     assert executed(trial, name, "STG") == ["STG.E.128"]

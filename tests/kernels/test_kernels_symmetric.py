@@ -272,7 +272,7 @@ def test_torch_gives_the_same_without_kernels(dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("capability", [80, 89, 90, 100, 120])
 def test_tiles_fit_the_smallest_shared_memory(size, capability):
     """100 KiB a block on sm_86 and sm_89 less what the runtime keeps: 99 KiB for the stages of both operands."""
     symmetric_product(drawn((1, 4, 4)))
