@@ -10,7 +10,8 @@ import numpy as np
 
 from .arrays import Shape
 
-METADATA = ("optimizer", "iteration", "state_dtype", "rounding", "seed")  # keys that name no parameter
+METADATA = ("optimizer", "revision", "iteration", "state_dtype", "rounding", "seed")  # keys that name no parameter
+FIRST = 1, ""  # revision of a rule, and what the one before it had
 RETIRED_ERROR = 1e-6  # of a number in a retired slot, which was a sum over all steps
 
 
@@ -22,6 +23,7 @@ def load_parameters(
     shapes: Mapping[str, Shape | None],
     read: Callable[[str, Any], Any] | None = None,
     retired: Callable[[int], Mapping[str, float]] | None = None,
+    revision: tuple[int, str] = FIRST,
 ) -> tuple[int, dict[str, tuple[Shape | None, int, dict[str, Any]]]]:
     """The iteration, and by parameter name its shape (None if no slot tells), step count and slots.
 
@@ -32,6 +34,7 @@ def load_parameters(
         shapes: the shapes of the parameters already known.
         read: `(key, value)` to the slot that is kept; a float64 NumPy copy unless given.
         retired: the step count to the numbers in slots that are no longer kept; older states may hold them.
+        revision: of the optimizer's rule, and what the one before it had; a state of another is refused.
 
     Raises:
         ValueError: names the key that is missing, unknown or wrong.
@@ -40,6 +43,7 @@ def load_parameters(
     owner = str(np.asarray(state["optimizer"]))
     if owner != optimizer:
         raise ValueError(f"state dict: 'optimizer' is {owner}, this is {optimizer}")
+    check_revision(state, revision, optimizer, "state dict")
     slots_by_name: dict[str, dict[str, Any]] = {}
     for key, value in state.items():
         if key in METADATA:
@@ -59,6 +63,22 @@ def load_parameters(
         for name, slots in slots_by_name.items()
     }
     return _count(state, "iteration"), loaded
+
+
+def signed(optimizer: str, revision: tuple[int, str]) -> dict[str, Any]:
+    """What a state says of whose it is; the first revision of a rule goes without saying."""
+    return {"optimizer": optimizer, **({} if revision[0] == 1 else {"revision": revision[0]})}
+
+
+def check_revision(saved: Mapping[str, Any], revision: tuple[int, str], optimizer: str, label: str) -> None:
+    """Refuse what another revision of an optimizer's rule has saved, by a ValueError."""
+    current, before = revision
+    found = saved.get("revision", 1)
+    if np.asarray(found).tolist() != current:
+        raise ValueError(
+            f"{label}: is of revision {found} of {optimizer}'s rule, this is revision {current}; the one before it had "
+            f"{before}. To go on with the new rule, set 'revision' there to {current}"
+        )
 
 
 def without_retired(slots: Mapping[str, Any], name: str, step: int, retired: Mapping[str, float]) -> dict[str, Any]:

@@ -7,10 +7,23 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, Pair, Shape, State
-from .hyper import BETAS, COUPLED_DECAY, EPS, LR
+from .hyper import BETAS, COUPLED_DECAY, EPS, LR, Hyper
 
 NAME = "RAdam"
-HYPERPARAMETERS = (LR, BETAS, EPS, COUPLED_DECAY)
+HYPERPARAMETERS = (
+    LR,
+    BETAS,
+    EPS,
+    COUPLED_DECAY,
+    Hyper(
+        "decoupled_weight_decay",
+        False,
+        kind="bool",
+        doc="the parameter shrinks by lr * weight_decay of itself, and the gradient stays",
+    ),
+    Hyper("threshold", 5.0, "[4, inf)", doc="ρ_t above which the second moment is divided by"),
+)
+REVISION = 2, "a threshold of 4, and eps beside √v̂"  # of the rule, and what the one before had
 
 
 def init_state(shape: Shape, **_: Any) -> State:
@@ -19,14 +32,25 @@ def init_state(shape: Shape, **_: Any) -> State:
 
 
 def update(
-    param: Array, grad: Array, state: State, step: int, *, lr: float, betas: Pair, eps: float, weight_decay: float
+    param: Array,
+    grad: Array,
+    state: State,
+    step: int,
+    *,
+    lr: float,
+    betas: Pair,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    threshold: float,
 ) -> tuple[Array, State]:
     """One step of RAdam.
 
-        g ← g + λθ
-        m ← β1 m + (1 − β1)g,  v ← β2 v + (1 − β2)g²,  m̂ = m/(1 − β1ᵗ),  v̂ = v/(1 − β2ᵗ)
+        g ← g + λθ,  or  θ ← θ − lr·λθ  decoupled
+        m ← β1 m + (1 − β1)g,  v ← β2 v + (1 − β2)g²,  m̂ = m/(1 − β1ᵗ)
         ρ∞ = 2/(1 − β2) − 1,  ρ_t = ρ∞ − 2tβ2ᵗ/(1 − β2ᵗ)
-        u = r·m̂/(√v̂ + eps),  r² = (ρ_t − 4)(ρ_t − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ_t)   if ρ_t > 4,   u = m̂ otherwise
+        u = r·m̂·√(1 − β2ᵗ)/(√v + eps)  if ρ_t > threshold,  m̂  otherwise
+            r² = (ρ_t − 4)(ρ_t − 2)ρ∞ / ((ρ∞ − 4)(ρ∞ − 2)ρ_t)
         θ ← θ − lr·u
 
     Args:
@@ -38,18 +62,21 @@ def update(
         exp_avg: m.
         exp_avg_sq: v.
 
-    Source: Liu et al. 2019 (arXiv 1908.03265), algorithm 2, whose threshold 4 is kept (torch switches at 5); eps, which
-    the paper leaves out, is Adam's.
+    Source: Liu et al. 2019 (arXiv 1908.03265), algorithm 2, in torch's form: a threshold of 5, as in the authors' code
+    (4 in the paper), eps beside the √v that is not corrected, which the paper leaves out, and either weight decay.
     """
     beta1, beta2 = betas
-    grad = grad + weight_decay * param
+    if decoupled_weight_decay:
+        param = param - lr * weight_decay * param
+    else:
+        grad = grad + weight_decay * param
     exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * grad
     exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad**2
 
     direction = exp_avg / (1 - beta1**step)
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / (1 - beta2**step)
-    if rho > 4:
+    if rho > threshold:
         rectifier = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-        direction = rectifier * direction / (np.sqrt(exp_avg_sq / (1 - beta2**step)) + eps)
+        direction = rectifier * direction * np.sqrt(1 - beta2**step) / (np.sqrt(exp_avg_sq) + eps)
     return param - lr * direction, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}

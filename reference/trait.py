@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .arrays import Shape, State
 from .by_name import ByName, LrScale, UseFallback
-from .checkpoint import load_parameters
+from .checkpoint import FIRST, load_parameters, signed
 from .formats import round_to
 from .hyper import REQUIRED, Hyper, resolve, scaled
 from .matrices import has_fallback
@@ -144,7 +144,8 @@ class Optimizer(ByName):
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" arrays, "step/<name>" counts, "optimizer" and "iteration"."""
-        state: dict[str, Any] = {"optimizer": self.algorithm.NAME, "iteration": self.iteration}
+        state = signed(self.algorithm.NAME, getattr(self.algorithm, "REVISION", FIRST))
+        state["iteration"] = self.iteration
         for name, parameter in self._parameters.items():
             state[f"step/{name}"] = parameter.step
             state.update({f"{slot}/{name}": value.copy() for slot, value in parameter.state.items()})
@@ -162,6 +163,7 @@ class Optimizer(ByName):
             init_state=self._init_state,
             shapes={name: parameter.shape for name, parameter in self._parameters.items()},
             retired=getattr(self.algorithm, "retired_slots", None),
+            revision=getattr(self.algorithm, "REVISION", FIRST),
         )
         self._parameters = {
             name: Parameter(shape, None, step, self._rounded(slots)) for name, (shape, step, slots) in loaded.items()

@@ -65,6 +65,7 @@ class RAdam(Optimizer):
     """RAdam: Adam that waits until its second moment is worth dividing by."""
     def __init__(
         self, lr: float, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-08, weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False, threshold: float = 5.0,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, lr_scale: LrScale = None, skip_nonfinite: bool = False, max_grad_norm: float | None = None,
         device: str | torch.device | None = None

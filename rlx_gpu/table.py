@@ -9,6 +9,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+from .reference.checkpoint import FIRST, signed
 from .reference.hyper import Hyper, resolve
 from .reference.matrices import has_fallback
 
@@ -71,6 +72,17 @@ class Algorithm:
         if hasattr(self.reference, "check"):
             self.reference.check(hyper)
         return hyper
+
+    @property
+    def revision(self) -> tuple[int, str]:
+        """Of the rule, which checkpoints name, and what the one before it had."""
+        found: tuple[int, str] = getattr(self.reference, "REVISION", FIRST)
+        return found
+
+    @property
+    def signed(self) -> dict[str, Any]:
+        """What a checkpoint says of whose it is."""
+        return signed(self.name, self.revision)
 
     @property
     def scalar_slots(self) -> tuple[str, ...]:

@@ -31,8 +31,7 @@ OPTIONS_DOC = """\
     seed (int): of stochastic rounding; its bits depend on seed, step, name and element alone, so that a run repeats.
     lr_scale (mapping, callable or None): factor of lr by parameter name; 1 for names a mapping does not hold.
     skip_nonfinite (True or False): whether a NaN or infinity in any gradient of a call makes the call a no-op.
-    max_grad_norm (a number in [0, inf] or None): what the norm of all gradients of a call together is brought down to,
-        on the device; the norm is `grad_norm` afterwards.
+    max_grad_norm (a number in [0, inf] or None): what the norm of all gradients of a call is brought down to.
     device: where the state of NumPy parameters lives; a GPU if there is one, unless given."""
 
 
@@ -146,7 +145,8 @@ class Optimizer(ByName):
     def state_dict(self) -> dict[str, Any]:
         """A copy of the state: "<slot>/<name>" tensors, "step/<name>" counts, metadata under keys without a slash."""
         copied, live = self.algorithm.scalar_slots, copied_scalars(self.algorithm, list(self._states.values()))
-        result = {"optimizer": self.algorithm.name, "iteration": self.iteration, **asdict(self._settings.storage)}
+        own = {"iteration": self.iteration, **asdict(self._settings.storage)}
+        result = {**self.algorithm.signed, **own}
         for name, (step, slots) in self._loaded.items():
             result |= {f"{STEP}/{name}": step, **{f"{slot}/{name}": value.clone() for slot, value in slots.items()}}
         steps = read_scalars([state[STEP] for state in live])
@@ -187,6 +187,7 @@ class Optimizer(ByName):
             shapes={name: tuple(entry.param.shape) for name, entry in self._entries.items()},
             read=lambda key, value: as_tensor(key, value).clone(),
             retired=getattr(self.algorithm.reference, "retired_slots", None),
+            revision=self.algorithm.revision,
         )
         self._engine.forget()
         self._use(replace(self._settings, storage=storage))

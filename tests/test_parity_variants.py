@@ -76,9 +76,9 @@ def test_decay_is_always_on(algorithm: Any) -> None:
     ids=in_words,
 )
 def test_values_in_trials_are_declared(declared: Hyper, labels: list[str], monkeypatch: Any) -> None:
-    reference = TABLE["RAdam"].reference
+    reference = TABLE["QHAdamW"].reference
     monkeypatch.setattr(reference, "HYPERPARAMETERS", (*reference.HYPERPARAMETERS, declared))
-    found = list(variants(TABLE["RAdam"]))
+    found = list(variants(TABLE["QHAdamW"]))
     assert [variant.label for variant in found] == labels
     if declared.trial is not UNSET:
         assert found[0].hyper["warmup"] == declared.trial
@@ -100,10 +100,10 @@ def test_values_in_trials_are_declared(declared: Hyper, labels: list[str], monke
 def test_a_hyperparameter_that_trials_would_not_show_is_refused(
     declared: Hyper, message: str, monkeypatch: Any
 ) -> None:
-    reference = TABLE["RAdam"].reference
+    reference = TABLE["QHAdamW"].reference
     monkeypatch.setattr(reference, "HYPERPARAMETERS", (*reference.HYPERPARAMETERS, declared))
-    with pytest.raises(ValueError, match=f"^RAdam: (in trials, )?warmup {message}"):
-        list(variants(TABLE["RAdam"]))
+    with pytest.raises(ValueError, match=f"^QHAdamW: (in trials, )?warmup {message}"):
+        list(variants(TABLE["QHAdamW"]))
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 4), (2, 3, 4)], ids=str)
@@ -115,21 +115,21 @@ def test_rules_keep_the_slots_of_the_reference(algorithm: Any, shape: tuple[int,
 
 def test_other_slots_are_named_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     (storage,) = find_storages(["float32"])
-    monkeypatch.setattr(TABLE["RAdam"].reference, "init_state", lambda shape, **_: {"exp_avg": None, "v": None})
+    monkeypatch.setattr(TABLE["QHAdamW"].reference, "init_state", lambda shape, **_: {"exp_avg": None, "v": None})
     with pytest.raises(
         ValueError,
-        match=r"^RAdam, shape \(3,\): slots differ; rule 'radam' alone has exp_avg_sq, the reference alone has v$",
+        match=r"^QHAdamW, shape \(3,\): slots differ; rule 'qhadamw' alone has exp_avg_sq, the reference alone has v$",
     ):
-        run_trial(Variant(TABLE["RAdam"], {}), storage, parse_shapes("3"), 1, CPU)
+        run_trial(Variant(TABLE["QHAdamW"], {}), storage, parse_shapes("3"), 1, CPU)
 
 
 def test_slots_that_one_side_loses_on_the_way_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    reference, (storage,) = TABLE["RAdam"].reference, find_storages(["float32"])
+    reference, (storage,) = TABLE["QHAdamW"].reference, find_storages(["float32"])
 
     def renamed(*arguments: Any, right: Any = reference.update, **hyper: Any) -> Any:
         param, state = right(*arguments, **hyper)
         return param, {"exp_avg": state["exp_avg"], "v": state["exp_avg_sq"]}
 
     monkeypatch.setattr(reference, "update", renamed)
-    outcome = run_trial(Variant(TABLE["RAdam"], {}), storage, parse_shapes("3"), 1, CPU)
+    outcome = run_trial(Variant(TABLE["QHAdamW"], {}), storage, parse_shapes("3"), 1, CPU)
     assert outcome.failures == ["step 1: the kernels' side alone has exp_avg_sq/3, the reference alone has v/3"]

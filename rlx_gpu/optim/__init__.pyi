@@ -63,11 +63,11 @@ class RAdam(Optimizer):
     """RAdam: Adam that waits until its second moment is worth dividing by."""
     def __init__(
         self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-08, weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
-        rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
-        max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
-        capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
-        decoupled_weight_decay: Literal[False] = False
+        eps: float = 1e-08, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, threshold: float = 5.0,
+        state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
+        seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
+        fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
+        differentiable: Literal[False] = False
     ) -> None: ...
 
 class QHAdamW(Optimizer):

@@ -19,12 +19,13 @@ from ..engine.state import (
     place_scalars,
     read_scalars,
 )
-from ..reference.checkpoint import without_retired
+from ..reference.checkpoint import check_revision, without_retired
 from ..table import Algorithm
 from .groups import names_in, settings_from
 from .torch_state import group_from_torch, slots_from_torch
 
-OPTIMIZER = "optimizer"  # the key of a saved group that names the algorithm; torch's checkpoints have none
+# The keys of a saved group that name the algorithm and the revision of its rule; torch's checkpoints have none.
+OPTIMIZER, REVISION = "optimizer", "revision"
 
 
 def loaded_state(
@@ -39,6 +40,8 @@ def loaded_state(
         owner = saved.get(OPTIMIZER, algorithm.name)
         if owner != algorithm.name:
             raise ValueError(f"state dict: param_groups[{index}] belongs to {owner}, this is {algorithm.name}")
+        if OPTIMIZER in saved:
+            check_revision(saved, algorithm.revision, owner, f"state dict: param_groups[{index}]")
     if len(saved_groups) != len(own_groups):
         raise ValueError(f"state dict: has {len(saved_groups)} param groups, the optimizer {len(own_groups)}")
     groups: list[dict[str, Any]] = []
@@ -52,7 +55,10 @@ def loaded_state(
             raise ValueError(f"state dict: {label} names {len(saved['param_names'])} of its {found} parameters")
         torchs = OPTIMIZER not in saved
         kept = group_from_torch(algorithm.name, saved) if torchs else saved
-        group = {**own, **deepcopy({key: value for key, value in kept.items() if key not in ("params", OPTIMIZER)})}
+        group = {
+            **own,
+            **deepcopy({key: value for key, value in kept.items() if key not in ("params", OPTIMIZER, REVISION)}),
+        }
         settings = settings_from(algorithm, group, f"state dict: {label}")
         groups.append(group)
         for name, key, param in zip(names_in(own, index), saved["params"], own["params"], strict=True):

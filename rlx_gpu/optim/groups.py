@@ -77,11 +77,13 @@ def settings_from(algorithm: Algorithm, group: Mapping[str, Any], label: str) ->
 def without_switches(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters without torch's implementation switches; refuses one that asks for what is not built."""
     coupled = COUPLED_DECAY in algorithm.hyperparameters
-    for switch in REFUSED:
+    hypers = {hyper.name for hyper in algorithm.hyperparameters}
+    refused = [switch for switch in REFUSED if switch not in hypers]
+    for switch in refused:
         wanted = switch == "decoupled_weight_decay" and not coupled
         if bool(given.get(switch, wanted)) != wanted:
             raise ValueError(f"{algorithm.name}: {switch}={given[switch]!r} is not supported, must be {wanted}")
-    return {key: value for key, value in given.items() if key not in (*SWITCHES, *REFUSED)}
+    return {key: value for key, value in given.items() if key not in (*SWITCHES, *refused)}
 
 
 class CheckedGroup:

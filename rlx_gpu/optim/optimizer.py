@@ -21,7 +21,7 @@ from ..reference.hyper import REQUIRED
 from ..reference.trait import MAX_GRAD_NORM, SKIP_NONFINITE
 from ..split import split_named
 from ..table import Algorithm
-from .checkpoint import OPTIMIZER, into_place, loaded_state
+from .checkpoint import into_place, loaded_state
 from .groups import SWITCHES, CheckedGroup, check_keys, names_in, settings_from, without_switches
 from .states import HeldStates
 
@@ -176,7 +176,7 @@ class Optimizer(torch.optim.Optimizer):
             self._optimizer_state_dict_post_hooks = hooks
         copies = copied_scalars(self.algorithm, list(saved["state"].values()))
         saved["state"] = dict(zip(saved["state"], copies, strict=True))
-        saved["param_groups"] = [{**group, OPTIMIZER: self.algorithm.name} for group in saved["param_groups"]]
+        saved["param_groups"] = [{**group, **self.algorithm.signed} for group in saved["param_groups"]]
         for hook in hooks.values():  # of the finished state
             changed = hook(self, saved)
             saved = saved if changed is None else changed

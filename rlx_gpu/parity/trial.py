@@ -175,9 +175,7 @@ class Trial:
         optimizer = self.variant.make(reference, **self.options)
         slots = {key: value for key, value in begin.items() if not key.startswith("param/")}
         counts = {key: int(value) for key, value in slots.items() if key.startswith(f"{STEP}/")}
-        optimizer.load_state_dict(
-            {"optimizer": self.variant.algorithm.name, "iteration": self.t - 1, **slots, **counts}
-        )
+        optimizer.load_state_dict({**self.variant.algorithm.signed, "iteration": self.t - 1, **slots, **counts})
         params = {case.name: begin[f"param/{case.name}"].copy() for case in self.cases}
         optimizer.step_batch((name, params[name].shape, params[name], grad) for name, grad in grads.items())
         optimizer.end_iteration()

@@ -49,6 +49,8 @@ def declared() -> dict[str, Case]:
     cases = [
         *drawn(0.0108, 0.0106, (0.8849, 0.9598), 0.9575, 0.0064, (0.6209, 0.8230), 0.1156, (0.0380, 0.9697)),
         *drawn(0.0163, 0.0400, (0.9609, 0.9188), 0.9728, 0.0139, (0.3920, 0.9412), 0.0297, (0.0357, 0.9092)),
+        *radam_of_torch(0.0402, (0.903, 0.954), 0.1449),
+        *radam_of_torch(0.0215, (0.8339, 0.9794), 0.0268),
         # A new case goes here, Case("Name", "package.Name", {...}, (8, 12)), and what computes it among SOURCES.
     ]
     return {f"{place:03}_{case.optimizer}": case for place, case in enumerate(cases)}
@@ -80,7 +82,12 @@ def drawn(
         ("AdamW", "torch.optim.AdamW", {**adam, "amsgrad": True}, 1e-12),
         ("NAdamW", "optax.nadamw", adam, 1e-12),
         ("NAdamW", "torch.optim.NAdam(decoupled_weight_decay)", warmed, 1e-12),
-        ("RAdam", "optax.scale_by_radam(threshold=4)", {**adam, "betas": (betas[0], radam_beta2)}, 1e-12),
+        (
+            "RAdam",
+            "optax.scale_by_radam(threshold=4)",
+            {**adam, "betas": (betas[0], radam_beta2), "threshold": 4.0},
+            1e-6,
+        ),
         ("QHAdamW", "pytorch_optimizer.QHAdam", {**tiny, "nus": (0.7, 1.0)}, 1e-7),
         ("QHAdamW", "pytorch_optimizer.QHAdam", {**tiny, "nus": nus}, 1e-7),
         ("LAMB", "optax.lamb", adam, 1e-12),
@@ -94,6 +101,14 @@ def drawn(
     momentum = {"lr": muon[0], "momentum": muon[1], "nesterov": False, "weight_decay": 0.0, "adjust_lr_fn": "original"}
     for shape in ((8, 12), (12, 8)):
         yield Case("Muon", "optax.contrib.scale_by_muon", momentum, shape, steps=8)
+
+
+def radam_of_torch(lr: float, betas: tuple[float, float], weight_decay: float) -> Iterator[Case]:
+    """RAdam with either weight decay, past its threshold."""
+    for decoupled in (False, True):
+        hyper = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "decoupled_weight_decay": decoupled}
+        for shape in ((7,), (8, 12), (3, 6, 5)):
+            yield Case("RAdam", "torch.optim.RAdam", hyper, shape, steps=24, atol=1e-11)
 
 
 def run_torch(make: Callable[..., Any], hyper: Mapping[str, Any], start: Array, grads: Array) -> Array:
@@ -181,6 +196,7 @@ SOURCES = {
     "torch.optim.SGD": source(by_torch, name="SGD"),
     "torch.optim.Adam": source(by_torch, name="Adam"),
     "torch.optim.AdamW": source(by_torch, name="AdamW"),
+    "torch.optim.RAdam": source(by_torch, name="RAdam"),
     "torch.optim.NAdam(decoupled_weight_decay)": source(by_torch, name="NAdam", decoupled_weight_decay=True),
     "torch.optim.Adafactor(lr=1e-2)": source(by_torch, name="Adafactor", lr=1e-2, eps=(1e-30, 1e-3)),
     "optax.nadamw": source(by_optax, name="nadamw"),

@@ -86,17 +86,16 @@ def nadamw_scheduled(hyper: Hyper, step: int, counters: Counters) -> tuple[float
 
 
 def radam(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:
-    """Rectified from the first step at which ρ_t > 4."""
+    """Rectified from the first step at which ρ_t > threshold."""
     beta1, beta2 = hyper["betas"]
     bias_correction1, bias_correction2 = 1.0 - beta1**step, 1.0 - beta2**step
     rho_limit = 2.0 / (1.0 - beta2) - 1.0
     rho = rho_limit - 2.0 * step * beta2**step / bias_correction2
-    weights = (1.0 / bias_correction1, 0.0, 1.0)
-    if rho > 4.0:
-        excess = (rho - 4.0) * (rho - 2.0) * rho_limit
-        rectification = math.sqrt(excess / ((rho_limit - 4.0) * (rho_limit - 2.0) * rho))
-        weights = (rectification / bias_correction1, 1.0 / math.sqrt(bias_correction2), hyper["eps"])
-    return hyper["lr"], hyper["weight_decay"], *moments(hyper), *weights
+    weights = (1.0 / bias_correction1, 0.0)
+    if rho > hyper["threshold"]:
+        excess = (rho - 4.0) * (rho - 2.0) * rho_limit / ((rho_limit - 4.0) * (rho_limit - 2.0) * rho)
+        weights = (math.sqrt(excess * bias_correction2) / bias_correction1, 1.0)
+    return hyper["lr"], hyper["weight_decay"], *moments(hyper), *weights, hyper["eps"]
 
 
 def qhadamw(hyper: Hyper, step: int, counters: Counters) -> tuple[float, ...]:

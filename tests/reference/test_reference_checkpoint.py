@@ -67,7 +67,7 @@ def test_a_resumed_run_is_bit_identical(name, dtype):
 def test_state_dict_keys_and_copies(name):
     optimizer = trained(name)
     state = optimizer.state_dict()
-    expected = {"optimizer", "iteration"}
+    expected = {"optimizer", "iteration", *(["revision"] if hasattr(algorithms()[name], "REVISION") else [])}
     for parameter, shape in SHAPES.items():
         slots = algorithms()[name].init_state(shape, **optimizer.hyper)
         expected |= {f"{slot}/{parameter}" for slot in (*slots, "step")}
@@ -96,7 +96,8 @@ def refused(name, state, message, *, fresh):
 def test_missing_keys_are_named(name, fresh):
     state = trained(name).state_dict()
     for key in state:
-        refused(name, {k: v for k, v in state.items() if k != key}, f"missing '{key}'", fresh=fresh)
+        message = "revision 1 of" if key == "revision" else f"missing '{key}'"
+        refused(name, {k: v for k, v in state.items() if k != key}, message, fresh=fresh)
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "used"])

@@ -167,18 +167,27 @@ def test_nadamw_schedule_by_hand():
     assert state["mu_product"].shape == ()
 
 
-def test_radam_starts_as_momentum_and_rectifies_above_four():
-    param, grads = np.zeros(1), np.ones((6, 1)) * 3.0
-    positions = [run("RAdam", param, grads[:steps], lr=1.0)[0][0] for steps in range(7)]
+@pytest.mark.parametrize(("threshold", "first"), [(4.0, 5), (5.0, 6)])
+def test_radam_starts_as_momentum_and_rectifies_above_its_threshold(threshold, first):
+    param, grads = np.zeros(1), np.ones((7, 1)) * 3.0
+    positions = [run("RAdam", param, grads[:steps], lr=1.0, threshold=threshold)[0][0] for steps in range(8)]
     moves = -np.diff(positions)
-    # With β2 = 0.999, ρ_t passes 4 at t = 5; until then the step is m̂ = 3.
-    rho_inf, t = 1999.0, np.arange(1, 7)
+    # With β2 = 0.999, ρ_t passes 4 at t = 5 and 5 at t = 6; until then the step is m̂ = 3.
+    rho_inf, t = 1999.0, np.arange(1, 8)
     rho = rho_inf - 2 * t * 0.999**t / (1 - 0.999**t)
-    assert_array_equal(rho > 4, [False] * 4 + [True] * 2)
-    assert_allclose(moves[:4], 3.0)
-    rho = rho[4:]
+    assert_array_equal(rho > threshold, t >= first)
+    assert_allclose(moves[: first - 1], 3.0)
+    rho = rho[first - 1 :]
     rectifier = np.sqrt((rho - 4) * (rho - 2) * rho_inf / ((rho_inf - 4) * (rho_inf - 2) * rho))
-    assert_allclose(moves[4:], rectifier, rtol=1e-7)
+    assert_allclose(moves[first - 1 :], rectifier, rtol=1e-6)  # eps stands beside √v, which is small by then
+
+
+def test_radam_decays_decoupled_as_adamw_does():
+    param, grads = np.full(3, 2.0), np.zeros((2, 3))
+    decoupled, _ = run("RAdam", param, grads, lr=0.1, weight_decay=0.5, decoupled_weight_decay=True)
+    assert_allclose(decoupled, 2.0 * 0.95**2, rtol=1e-14)
+    coupled, _ = run("RAdam", param, grads, lr=0.1, weight_decay=0.5)
+    assert_allclose(coupled, 1.9 - 0.1 * (0.1 * 1.0 + 0.1 * 0.95 - 0.01 * 1.0) / 0.19, rtol=1e-14)
 
 
 def test_radam_never_rectifies_with_a_short_memory(rng):

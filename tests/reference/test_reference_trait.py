@@ -89,7 +89,7 @@ def test_signature_and_documentation(name):
     signature = inspect.signature(optimizer)
     hypers = algorithms()[name].HYPERPARAMETERS
     fallback = ["use_fallback"] if name in MATRIX else []
-    options = ["state_dtype", "rounding", "seed", "lr_scale", *fallback, "skip_nonfinite"]
+    options = ["state_dtype", "rounding", "seed", "lr_scale", *fallback, "skip_nonfinite", "max_grad_norm"]
     assert [*signature.parameters] == [*(hyper.name for hyper in hypers), *options]
     assert optimizer(0.1).hyper["lr"] == 0.1
     for word in (*signature.parameters, "θ", "Source"):
