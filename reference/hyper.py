@@ -177,7 +177,7 @@ def scaled(hyper: Mapping[str, Any], scale: float) -> dict[str, Any]:
     return {**hyper, "lr": hyper["lr"] * scale}
 
 
-LR = Hyper("lr", doc="learning rate", trial=0.1)  # large: the update is nearly as large as the parameter
+LR = Hyper("lr", 1e-3, doc="learning rate", trial=0.1)  # large: the update is nearly as large as the parameter
 BETAS = Hyper(
     "betas",
     (0.9, 0.999),

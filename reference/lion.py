@@ -12,7 +12,7 @@ from .hyper import BETAS, DECOUPLED_DECAY, LR
 
 NAME = "Lion"
 HYPERPARAMETERS = (
-    LR,
+    LR.with_default(1e-4),
     replace(BETAS, default=(0.9, 0.99), doc="weight of the momentum in the step, and its decay rate"),
     DECOUPLED_DECAY.with_default(0.0),
 )

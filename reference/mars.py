@@ -11,7 +11,7 @@ from .hyper import BETAS, DECOUPLED_DECAY, EPS, LR, Hyper
 
 NAME = "MARS"
 HYPERPARAMETERS = (
-    LR,
+    LR.with_default(3e-3),
     BETAS.with_default((0.95, 0.99)),
     EPS,
     DECOUPLED_DECAY.with_default(0.0),

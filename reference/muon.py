@@ -23,10 +23,11 @@ ADJUSTMENTS: dict[str, Callable[[int, int], float]] = {
 }
 HYPERPARAMETERS = (
     LR,
+    DECOUPLED_DECAY.with_default(0.0),
     Hyper("momentum", 0.95, "[0, 1)", doc="decay rate of the momentum buffer"),
     Hyper("nesterov", True, kind="bool", doc="look one momentum step ahead"),
-    DECOUPLED_DECAY.with_default(0.0),
     replace(POLYNOMIALS, name="ns_coefficients"),
+    EPS,
     replace(STEPS, name="ns_steps"),
     Hyper(
         "adjust_lr_fn",
@@ -35,7 +36,6 @@ HYPERPARAMETERS = (
         choices=tuple(ADJUSTMENTS),
         doc="how the update's size depends on the matrix's shape",
     ),
-    EPS,
     NDIM_POLICY,
     Hyper(
         "split_sizes",

@@ -11,7 +11,7 @@ from .hyper import BETAS, DECOUPLED_DECAY, EPS, LR, Hyper
 
 NAME = "NAdamW"
 HYPERPARAMETERS = (
-    LR,
+    LR.with_default(2e-3),
     BETAS,
     EPS,
     DECOUPLED_DECAY,

@@ -14,8 +14,8 @@ HYPERPARAMETERS = (
     LR,
     Hyper("momentum", 0.0, "[0, 1)", doc="decay rate of the momentum buffer; 0 keeps none", switch=0.9),
     Hyper("dampening", 0.0, "[0, 1]", doc="share of the gradient kept out of the buffer", switch=0.9, needs="momentum"),
-    Hyper("nesterov", False, kind="bool", doc="look one momentum step ahead"),
     COUPLED_DECAY,
+    Hyper("nesterov", False, kind="bool", doc="look one momentum step ahead"),
 )
 
 

@@ -13,7 +13,7 @@ from .matrices import MATRIX, NDIM_POLICY, matrix_shape
 
 NAME = "SOAP"
 HYPERPARAMETERS = (
-    LR,
+    LR.with_default(3e-3),
     BETAS.with_default((0.95, 0.95)),
     Hyper(
         "shampoo_beta", None, "[0, 1)", optional=True, doc="decay rate of the covariances; None is betas[1]", switch=0.9

@@ -12,7 +12,7 @@ from .hyper import BETAS, DECOUPLED_DECAY, LR, Hyper
 
 NAME = "Sophia"
 HYPERPARAMETERS = (
-    LR,
+    LR.with_default(1e-4),
     replace(BETAS, default=(0.965, 0.99), doc="decay rates of the momentum and of the Hessian"),
     Hyper("gamma", 0.01, doc="scale of the Hessian: larger means smaller, less clipped steps", trial=1.0),
     Hyper(

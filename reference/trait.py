@@ -276,11 +276,14 @@ def make_class(algorithm: ModuleType, package: str) -> type[Optimizer]:
 def signature(
     algorithm: ModuleType, constructor: Callable[..., None], *leading: inspect.Parameter
 ) -> inspect.Signature:
-    """A constructor's signature: the algorithm's hyperparameters, then the keyword-only options it has a use for."""
+    """A constructor's signature: the algorithm's hyperparameters, then the keyword-only options it has a use for.
+
+    By position it takes lr alone, or with `leading` parameters all hyperparameters, as torch's constructors do.
+    """
     hypers: tuple[Hyper, ...] = algorithm.HYPERPARAMETERS
     keyword, either = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     declared = [
-        inspect.Parameter(hyper.name, either if hyper.name == "lr" else keyword, default=hyper.default)
+        inspect.Parameter(hyper.name, either if leading or hyper.name == "lr" else keyword, default=hyper.default)
         for hyper in hypers
     ]
     options = [

@@ -30,6 +30,7 @@ adamw.load_state_dict(adamw.state_dict())
 assert_type(rlx_gpu.state_bytes(adamw), int)
 optim.SGD(model.named_parameters(), torch.tensor(0.1), momentum=0.9, nesterov=True, maximize=False)
 optim.Adafactor([{"params": model.parameters()}], lr=None)
+optim.AdamW(model.parameters(), 3e-4, (0.9, 0.95), 1e-8, 0.1)
 optim.Muon(model, lr=0.02, ns_coefficients=[(3.4445, -4.775, 2.0315)], split_sizes=(1, 2), ndim_policy="flatten")
 optim.SOAP(rlx_gpu.split_parameters(model), lr=3e-3, state_dtype="bfloat16", rounding="stochastic")
 sophia = optim.Sophia(model.parameters(), lr=0.1)
@@ -49,7 +50,7 @@ rlx_gpu.AdamV(lr=0.1)  # error: attr-defined
 optim.AdamV(model.parameters(), lr=0.1)  # error: attr-defined
 rlx_gpu.AdamW(lr=0.1, weigth_decay=0.1)  # error: call-arg
 optim.AdamW(model.parameters(), lr=0.1, weigth_decay=0.1)  # error: call-arg
-rlx_gpu.AdamW()  # error: call-arg
+rlx_gpu.AdamW(0.1, (0.9, 0.95))  # error: misc
 rlx_gpu.AdamW(lr=None)  # error: arg-type
 optim.AdamW(model.parameters(), lr=0.1, betas=0.9)  # error: arg-type
 optim.AdamW(model.parameters(), lr=0.1, maximize=True)  # error: arg-type

@@ -18,8 +18,8 @@ from rlx_gpu.reference.newton_schulz import Triple
 class SGD(Optimizer):
     """SGD with momentum, in the heavy-ball or Nesterov form."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, momentum: float = 0.0, dampening: float = 0.0,
-        nesterov: bool = False, weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, momentum: float = 0.0, dampening: float = 0.0,
+        weight_decay: float = 0.0, nesterov: bool = False, *, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
         max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
         capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
@@ -29,8 +29,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam: the gradient's moving average over the square root of its square's."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-08, weight_decay: float = 0.0, amsgrad: bool = False,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08, weight_decay: float = 0.0, amsgrad: bool = False, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -40,8 +40,8 @@ class Adam(Optimizer):
 class AdamW(Optimizer):
     """AdamW: Adam whose weight decay bypasses the moments."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-08, weight_decay: float = 0.01, amsgrad: bool = False,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08, weight_decay: float = 0.01, amsgrad: bool = False, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -51,8 +51,8 @@ class AdamW(Optimizer):
 class NAdamW(Optimizer):
     """NAdamW: AdamW with Nesterov's look-ahead in the first moment."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-08, weight_decay: float = 0.01, momentum_decay: float | None = None,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.002, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08, weight_decay: float = 0.01, momentum_decay: float | None = None, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -62,8 +62,8 @@ class NAdamW(Optimizer):
 class RAdam(Optimizer):
     """RAdam: Adam that waits until its second moment is worth dividing by."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-08, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, threshold: float = 5.0,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-08, weight_decay: float = 0.0, decoupled_weight_decay: bool = False, threshold: float = 5.0, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -73,8 +73,8 @@ class RAdam(Optimizer):
 class QHAdamW(Optimizer):
     """QHAdamW: AdamW whose moments are mixed with the gradient itself."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.995, 0.999),
-        nus: tuple[float, float] = (0.7, 1.0), eps: float = 1e-08, weight_decay: float = 0.01,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, betas: tuple[float, float] = (0.995, 0.999),
+        nus: tuple[float, float] = (0.7, 1.0), eps: float = 1e-08, weight_decay: float = 0.01, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -84,8 +84,8 @@ class QHAdamW(Optimizer):
 class Lion(Optimizer):
     """Lion: the sign of an interpolated momentum."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.99),
-        weight_decay: float = 0.0, state_dtype: Literal["float32", "bfloat16"] = "float32",
+        self, params: ParamsT, lr: float | torch.Tensor = 0.0001, betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0, *, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
         max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
         capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,
@@ -95,8 +95,8 @@ class Lion(Optimizer):
 class Sophia(HessianOptimizer):
     """Sophia: momentum over an estimate of the Hessian's diagonal, clipped."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.965, 0.99),
-        gamma: float = 0.01, rho: float = 0.04, eps: float = 1e-12, weight_decay: float = 0.1,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.0001, betas: tuple[float, float] = (0.965, 0.99),
+        gamma: float = 0.01, rho: float = 0.04, eps: float = 1e-12, weight_decay: float = 0.1, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -106,8 +106,8 @@ class Sophia(HessianOptimizer):
 class LAMB(Optimizer):
     """LAMB: AdamW whose step in each tensor is as long as the tensor."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-06, weight_decay: float = 0.01, bias_correction: bool = True,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-06, weight_decay: float = 0.01, bias_correction: bool = True, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -117,8 +117,8 @@ class LAMB(Optimizer):
 class MARS(Optimizer):
     """MARS: AdamW on a gradient whose variance the previous one reduces."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.95, 0.99),
-        eps: float = 1e-08, weight_decay: float = 0.0, gamma: float = 0.025, clip_c: bool = True,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.003, betas: tuple[float, float] = (0.95, 0.99),
+        eps: float = 1e-08, weight_decay: float = 0.0, gamma: float = 0.025, clip_c: bool = True, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -128,8 +128,8 @@ class MARS(Optimizer):
 class Adafactor(Optimizer):
     """Adafactor: a matrix's second moment kept as its row and column means."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor | None = None, *, beta2_decay: float = -0.8,
-        eps: tuple[float, float] = (1e-30, 0.001), clip_threshold: float = 1.0, weight_decay: float = 0.0,
+        self, params: ParamsT, lr: float | torch.Tensor | None = None, beta2_decay: float = -0.8,
+        eps: tuple[float, float] = (1e-30, 0.001), clip_threshold: float = 1.0, weight_decay: float = 0.0, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -139,14 +139,15 @@ class Adafactor(Optimizer):
 class Muon(Optimizer):
     """Muon: momentum, orthogonalised, for matrices; AdamW or momentum for everything else."""
     def __init__(
-        self, params: ParamsT | torch.nn.Module, lr: float | torch.Tensor, *, momentum: float = 0.95,
-        nesterov: bool = True, weight_decay: float = 0.0,
+        self, params: ParamsT | torch.nn.Module, lr: float | torch.Tensor = 0.001, weight_decay: float = 0.0,
+        momentum: float = 0.95, nesterov: bool = True,
         ns_coefficients: Literal["keller", "quintic", "polar_express", "cans"] | Sequence[Triple] = "keller",
-        ns_steps: int = 5, adjust_lr_fn: Literal["original", "match_rms_adamw", "unit_rms", "spectral"] = "original",
-        eps: float = 1e-07, ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback",
-        split_sizes: Sequence[int] | None = None, ns_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
-        matrix: bool = True, fallback: Literal["adamw", "sgd"] = "adamw", fallback_lr_scale: float = 1.0,
-        betas: tuple[float, float] = (0.9, 0.999), fallback_eps: float = 1e-08,
+        eps: float = 1e-07, ns_steps: int = 5,
+        adjust_lr_fn: Literal["original", "match_rms_adamw", "unit_rms", "spectral"] = "original",
+        ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback", split_sizes: Sequence[int] | None = None,
+        ns_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16", matrix: bool = True,
+        fallback: Literal["adamw", "sgd"] = "adamw", fallback_lr_scale: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999), fallback_eps: float = 1e-08, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -156,10 +157,10 @@ class Muon(Optimizer):
 class SOAP(Optimizer):
     """SOAP: Adam in the eigenbasis of Shampoo's preconditioner."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, betas: tuple[float, float] = (0.95, 0.95),
+        self, params: ParamsT, lr: float | torch.Tensor = 0.003, betas: tuple[float, float] = (0.95, 0.95),
         shampoo_beta: float | None = None, eps: float = 1e-08, weight_decay: float = 0.01,
         precondition_frequency: int = 10, max_precond_dim: int = 10000,
-        ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback", matrix: bool = True, stagger: bool = True,
+        ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback", matrix: bool = True, stagger: bool = True, *,
         state_dtype: Literal["float32", "bfloat16"] = "float32", rounding: Literal["nearest", "stochastic"] = "nearest",
         seed: int = 0, skip_nonfinite: bool = False, max_grad_norm: float | None = None, foreach: bool | None = None,
         fused: bool | None = None, capturable: bool | None = None, maximize: Literal[False] = False,
@@ -169,10 +170,10 @@ class SOAP(Optimizer):
 class KronPSGD(Optimizer):
     """KronPSGD: momentum whitened by a Kronecker-factored preconditioner that is itself learned, without inverses."""
     def __init__(
-        self, params: ParamsT, lr: float | torch.Tensor, *, momentum: float = 0.9, weight_decay: float = 0.0,
+        self, params: ParamsT, lr: float | torch.Tensor = 0.001, momentum: float = 0.9, weight_decay: float = 0.0,
         precond_lr: float = 0.1, precond_beta: float = 0.9, clip_update_rms: float = 1.1, max_precond_dim: int = 8192,
         max_precond_skew: float = 1.0, ndim_policy: Literal["fallback", "flatten", "batch"] = "fallback",
-        matrix: bool = True, state_dtype: Literal["float32", "bfloat16"] = "float32",
+        matrix: bool = True, *, state_dtype: Literal["float32", "bfloat16"] = "float32",
         rounding: Literal["nearest", "stochastic"] = "nearest", seed: int = 0, skip_nonfinite: bool = False,
         max_grad_norm: float | None = None, foreach: bool | None = None, fused: bool | None = None,
         capturable: bool | None = None, maximize: Literal[False] = False, differentiable: Literal[False] = False,

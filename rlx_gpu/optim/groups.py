@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any
 
@@ -42,6 +42,17 @@ def number(name: str, value: Any) -> Any:
             raise ValueError(f"{name} must be one number, got {value}")
         return value.item()
     return tuple(number(name, one) for one in value) if isinstance(value, (list, tuple)) else value
+
+
+def by_name(algorithm: Algorithm, positional: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters given by position, in the order of torch's constructors, and by name, as one."""
+    names = [hyper.name for hyper in algorithm.hyperparameters]
+    if len(positional) > len(names):
+        raise TypeError(f"{algorithm.name}: takes {', '.join(names)} by position, got {len(positional)} values")
+    placed = dict(zip(names, positional, strict=False))
+    if twice := [name for name in placed if name in given]:
+        raise TypeError(f"{algorithm.name}: got {twice[0]!r} by position and by name")
+    return {**placed, **given}
 
 
 def names_in(group: Mapping[str, Any], index: int) -> list[str]:

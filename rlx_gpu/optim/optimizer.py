@@ -10,19 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch._compile import _disable_dynamo
-from torch.optim.optimizer import required
 
 from ..engine.batch import Batch, Entry, Settings
 from ..engine.checks import check_param
 from ..engine.devices import is_live
 from ..engine.engine import Engine
 from ..engine.state import State, apart, copied_scalars
-from ..reference.hyper import REQUIRED
 from ..reference.trait import MAX_GRAD_NORM, SKIP_NONFINITE
 from ..split import split_named
 from ..table import Algorithm
 from .checkpoint import into_place, loaded_state
-from .groups import SWITCHES, CheckedGroup, check_keys, names_in, settings_from, without_switches
+from .groups import SWITCHES, CheckedGroup, by_name, check_keys, names_in, number, settings_from, without_switches
 from .states import HeldStates
 
 
@@ -47,8 +45,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        lr: Any = REQUIRED,
-        *,
+        *positional: Any,
         state_dtype: str = "float32",
         rounding: str = "nearest",
         seed: int = 0,
@@ -56,19 +53,17 @@ class Optimizer(torch.optim.Optimizer):
         max_grad_norm: float | None = None,
         **hyper: Any,
     ) -> None:
-        given = without_switches(self.algorithm, hyper if lr is REQUIRED else {"lr": lr, **hyper})
+        given = without_switches(self.algorithm, by_name(self.algorithm, positional, hyper))
         if self.algorithm.hidden_only:
             params = split_named(params)
         if not isinstance(params, (torch.Tensor, torch.nn.Module)):
             params = list(params)
-        (declared,) = [one.default for one in self.algorithm.hyperparameters if one.name == "lr"]
-        own_lrs = lr is REQUIRED is declared and [group.get("lr") for group in params if isinstance(group, dict)]
-        if own_lrs and None not in own_lrs:
-            defaults = {**self.algorithm.resolve({**given, "lr": 0.0}), "lr": required}
+        lr = given.get("lr")
+        if isinstance(lr, torch.Tensor) and lr.numel() == 1:  # schedulers write into it
+            value = 0.0 if is_live(lr) else number("lr", lr)
+            defaults = {**self.algorithm.resolve({**given, "lr": value}), "lr": lr}
         else:
-            defaults = self.algorithm.resolve({**given, "lr": 0.0} if is_live(given.get("lr")) else given)
-        if isinstance(lr, torch.Tensor):
-            defaults["lr"] = lr  # schedulers write into it
+            defaults = self.algorithm.resolve(given)
         switches = {name: bool(hyper[name]) for name in SWITCHES if name in hyper}
         self._start(skip_nonfinite, max_grad_norm)
         storage = {"state_dtype": state_dtype, "rounding": rounding, "seed": seed}

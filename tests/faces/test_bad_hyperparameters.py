@@ -41,13 +41,6 @@ def test_unknown(name, face):
         FACES[face](name, **BASE, weigth_decay=0.1)
 
 
-@pytest.mark.parametrize("face", FACES)
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if not TABLE[name].hyperparameters[0].optional])
-def test_missing(name, face):
-    with pytest.raises(TypeError, match=rf"{name}: missing required hyperparameter 'lr'"):
-        FACES[face](name)
-
-
 STORAGE = {"state_dtype": ["float16", "fp32", None], "rounding": ["up", None], "seed": [-1, 2**63, 0.5, True]}
 
 

@@ -167,10 +167,20 @@ def test_every_declaration_is_documented_and_its_default_allowed(optimizer):
         assert hyper.default is REQUIRED or hyper.check(hyper.default) == hyper.default
 
 
-@pytest.mark.parametrize("optimizer", sorted(set(ALL) - {"Adafactor"}))
-def test_lr_is_required(optimizer):
-    with pytest.raises(TypeError, match=f"{optimizer}: missing required hyperparameter 'lr'"):
-        getattr(reference, optimizer)()
+LRS = {
+    **dict.fromkeys(("SGD", "Adam", "AdamW", "RAdam", "Muon", "LAMB", "QHAdamW", "KronPSGD"), 1e-3),
+    **{"NAdamW": 2e-3, "Lion": 1e-4, "Sophia": 1e-4, "MARS": 3e-3, "SOAP": 3e-3, "Adafactor": None},
+}
+
+
+@pytest.mark.parametrize("optimizer", ALL)
+def test_lr_has_torchs_default_or_the_published_one(optimizer):
+    assert getattr(reference, optimizer)().hyper["lr"] == LRS[optimizer]
+
+
+def test_a_required_hyperparameter_that_is_missing_is_named():
+    with pytest.raises(TypeError, match="trial: missing required hyperparameter 'span'"):
+        resolve([Hyper("span")], {}, "trial")
 
 
 def test_adafactor_needs_no_lr():
