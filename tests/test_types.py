@@ -50,7 +50,7 @@ rlx_gpu.AdamV(lr=0.1)  # error: attr-defined
 optim.AdamV(model.parameters(), lr=0.1)  # error: attr-defined
 rlx_gpu.AdamW(lr=0.1, weigth_decay=0.1)  # error: call-arg
 optim.AdamW(model.parameters(), lr=0.1, weigth_decay=0.1)  # error: call-arg
-rlx_gpu.AdamW(0.1, (0.9, 0.95))  # error: misc
+rlx_gpu.AdamW(0.1, (0.9, 0.95))  # error: call-arg
 rlx_gpu.AdamW(lr=None)  # error: arg-type
 optim.AdamW(model.parameters(), lr=0.1, betas=0.9)  # error: arg-type
 optim.AdamW(model.parameters(), lr=0.1, maximize=True)  # error: arg-type
