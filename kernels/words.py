@@ -10,6 +10,7 @@ Tables, all on the device (built by `rlx_gpu.engine.words`):
 
 from __future__ import annotations
 
+from .arithmetic import INFINITY
 from .language import tl, triton
 
 SCALE, SKIP = (tl.constexpr(i) for i in range(2))
@@ -18,7 +19,7 @@ FACTOR, DIVISOR, FOUND_INF, MAX_NORM = (tl.constexpr(i) for i in range(4))
 
 @triton.jit
 def words_kernel(given_ptr, totals_ptr, words_ptr, norm_ptr, COUNT: tl.constexpr, GUARDED: tl.constexpr):
-    """The words of one step; with GUARDED, entries that are not finite have it skipped.
+    """The words of one step; with GUARDED, an entry, factor or norm that is not finite has it skipped.
 
     The divisor's inverse is rounded to float32, as torch's GradScaler does it. The norm that is clipped to is that of
     the finite entries.
@@ -37,6 +38,6 @@ def words_kernel(given_ptr, totals_ptr, words_ptr, norm_ptr, COUNT: tl.constexpr
         tl.store(norm_ptr, tl.where(nonfinite > 0.0, float("nan"), norm).to(tl.float32))
         scale = tl.where(norm > max_norm, scale * (max_norm / norm), scale)
         if GUARDED:
-            bad += nonfinite
+            bad += tl.where((tl.abs(scale) < INFINITY) & (norm < INFINITY), nonfinite, 1.0)
     tl.store(words_ptr + SCALE, scale.to(tl.float32))
     tl.store(words_ptr + SKIP, tl.where(bad != 0.0, 1.0, 0.0))

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.dlpack import from_dlpack
 
+from .engine.capture import refuse_capture
+
 ON_CPU = 1  # DLPack's name of the device
 VERSIONED, FLAGS, READ_ONLY = b"dltensor_versioned", 24, 1  # its capsules, where in their structure flags lie, one flag
 
@@ -60,6 +62,7 @@ class Arrays:
 
     def _staged_tensor(self, name: str, what: str, value: np.ndarray[Any, Any]) -> torch.Tensor:
         """A NumPy array as a tensor: of the same memory on the CPU, a copy in a buffer that is kept on a GPU."""
+        refuse_capture(f"parameter {name!r}: a NumPy array", "hand over tensors on the device")
         if what == "param" and not value.flags.writeable:
             raise ValueError(f"parameter {name!r}: param is read-only")
         if any(stride < 0 for stride in value.strides):

@@ -18,6 +18,7 @@ from .engine.checks import check_grad, check_param
 from .engine.engine import Engine
 from .engine.state import STEP, State, Storage, apart, as_tensor, copied_scalars, layout, loaded_slot, read_scalars
 from .kernels.formats import STATE_FORMATS
+from .options import StepOptions
 from .reference.by_name import ByName, LrScale, UseFallback
 from .reference.checkpoint import load_parameters
 from .reference.hyper import REQUIRED
@@ -35,7 +36,7 @@ OPTIONS_DOC = """\
     device: where the state of NumPy parameters lives; a GPU if there is one, unless given."""
 
 
-class Optimizer(ByName):
+class Optimizer(StepOptions, ByName):
     """The base of every optimizer of the trait; `make_class` gives it an algorithm.
 
     Parameters and gradients are torch tensors, anything with `__dlpack__` (CuPy arrays: not copied), or NumPy arrays on
@@ -79,11 +80,6 @@ class Optimizer(ByName):
         """The hyperparameters in force."""
         live = self._settings.lr
         return dict(self._settings.hyper) if live is None else {**self._settings.hyper, "lr": live}
-
-    @property
-    def grad_norm(self) -> torch.Tensor | None:
-        """The norm of all gradients of the last call, as the torch face has it."""
-        return self._engine.grad_norm
 
     def step(self, name: str, shape: tuple[int, ...], param: Any, grad: Any, *, grad_scale: Any = 1.0) -> None:
         """Updates one parameter in place; see `step_batch`, which updates a whole model in one launch."""
@@ -165,7 +161,7 @@ class Optimizer(ByName):
             RuntimeError: a step was captured in a CUDA graph, which goes on reading the state that there is.
         """
         if self._engine.captured_states():
-            raise RuntimeError(f"{self.algorithm.name}: captured steps read this state; load into a new optimizer")
+            raise RuntimeError(f"{self.algorithm.name}: captured steps read this state; load after forget_captures()")
         own = self._settings.storage
         state_dtype = str(np.asarray(state.get("state_dtype", own.state_dtype)))  # NumPy's files return 0-d arrays
         if state_dtype not in STATE_FORMATS:  # the reference's float64

@@ -34,7 +34,8 @@ class BucketKey:
 class BucketMember:
     """One parameter of a bucket: `index` is its place in the plan, `place` the one among the members of its device.
 
-    A bucket may move the state elsewhere when it is made, and then updates `state`.
+    `grad_dtype` is what its gradient's dtype is taken to be. A bucket may move the state elsewhere when it is made, and
+    then updates `state`.
     """
 
     index: int
@@ -42,6 +43,7 @@ class BucketMember:
     entry: Entry
     state: State
     settings: Settings
+    grad_dtype: torch.dtype
 
 
 class Step(NamedTuple):
@@ -63,6 +65,9 @@ class Bucket(Protocol):
 
     def prepare(self, step: Step) -> None:
         """All that has to be made for such a step and may fail, before anything is changed."""
+
+    def forget_captures(self) -> None:
+        """Lets go of what captured steps alone read."""
 
     def step(self, step: Step) -> None:
         """All that a step does, once the rows have been computed."""

@@ -50,38 +50,52 @@ class Addresses:
         return row
 
 
+Homes = Mapping[int, tuple[int, Any]]  # by a parameter's id, its group and its state
+AGAIN = "capture again, after forget_captures()"
+
+
 @dataclass(frozen=True)
 class Captured:
-    """A captured step of a plan: what it was like, and the tensors that it goes on reading.
+    """A captured step of a plan: what it was like, and what it goes on reading.
 
     Of the hyperparameters `live` ones lie on the device; others, and which tensors hold learning rates, stay what they
-    were.
+    were. `places` are tensors by what errors call them, with their addresses, `homes` where parameters were at home,
+    and `kept` is other memory that replays read.
     """
 
     settings: Sequence[Settings]
     scaling: Scaling
     live: Collection[str]
-    tensors: Sequence[torch.Tensor]
+    places: Sequence[tuple[str, torch.Tensor, int]]
+    homes: Sequence[tuple[str, torch.Tensor, int, Any]]
+    kept: Sequence[Any]
 
-    def check(self, settings: Sequence[Settings], scaling: Scaling) -> None:
-        """Refuses, by a ValueError, what replays of these steps could not follow."""
+    def check(self, settings: Sequence[Settings], scaling: Scaling, homes: Homes | None) -> None:
+        """Refuses, by a ValueError, what replays of these steps could not follow; None for homes that cannot change."""
+        for label, tensor, place in self.places:
+            if tensor.data_ptr() != place:
+                raise ValueError(f"{label}: was moved after a step was captured; {AGAIN}")
+        for name, param, group, state in self.homes:
+            found = (group, state) if homes is None else homes.get(id(param), (None, None))
+            if found[0] != group or found[1] is not state:
+                raise ValueError(
+                    f"parameter {name!r}: has another group or state than when a step was captured; {AGAIN}"
+                )
         for index, (old, new) in enumerate(zip(self.settings, settings, strict=False)):
             label = f"param_groups[{index}]"
-            if old.lr is not None and new.lr is not old.lr:
-                raise ValueError(
-                    f"{label}['lr']: captured steps read it from a tensor, which is no longer the group's; write the "
-                    "new one into that tensor"
-                )
+            if new.lr is not old.lr:
+                was = "was a number" if old.lr is None else "lay in another tensor"
+                raise ValueError(f"{label}['lr']: {was} when a step was captured; give it back, or {AGAIN}")
             current, kept = fixed(new, self.live), fixed(old, self.live)
             changed = [name for name in current if kept.get(name) != current[name]]
             if changed:
-                raise ValueError(f"{label}[{changed[0]!r}]: captured steps cannot follow; capture them again")
+                raise ValueError(f"{label}[{changed[0]!r}]: captured steps cannot follow; {AGAIN}")
         for name, before, now in (
             ("skip_nonfinite", self.scaling.guarded, scaling.guarded),
             ("max_grad_norm", self.scaling.max_norm is not None, scaling.max_norm is not None),
         ):
             if before != now:
-                raise ValueError(f"{name} was switched {'on' if now else 'off'}: captured steps cannot follow")
+                raise ValueError(f"{name} was switched {'on' if now else 'off'}: captured steps cannot follow; {AGAIN}")
 
 
 def fixed(settings: Settings, live: Collection[str]) -> Mapping[str, Any]:

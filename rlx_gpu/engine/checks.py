@@ -6,7 +6,6 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .batch import Entry
 from .devices import TYPES, on_host
@@ -81,9 +80,9 @@ def checked_scale(scale: Any, name: str = "grad_scale") -> float | torch.Tensor:
     """A factor of the gradients, or another number of a step; refuses all but a number or a real tensor of one."""
     if isinstance(scale, torch.Tensor):
         refuse_wrapper(name, scale)
-        if scale.numel() == 1 and not scale.is_complex():
+        if scale.layout == torch.strided and scale.numel() == 1 and not scale.is_complex() and not scale.is_meta:
             return scale
-        scale = f"a tensor of {scale.dtype} and shape {tuple(scale.shape)}"
+        scale = f"a tensor of {scale.dtype}, {scale.layout}, shape {tuple(scale.shape)} on {str(scale.device)!r}"
     elif isinstance(scale, Real) and not isinstance(scale, bool):
         try:
             return float(scale)
@@ -95,14 +94,14 @@ def checked_scale(scale: Any, name: str = "grad_scale") -> float | torch.Tensor:
 
 def refuse_wrapper(label: str, tensor: torch.Tensor) -> None:
     """Refuses a tensor that has no memory of its own to be read: a DTensor, or another wrapper of tensors."""
-    if type(tensor) in PLAIN:
+    if type(tensor) in PLAIN and not tensor.is_nested:
         return
     if hasattr(tensor, "to_local"):
         raise TypeError(
             f"{label} is a DTensor, which is not supported: train unsharded, or under DistributedDataParallel "
             "(stepping local shards would be another optimizer wherever norms or whole matrices count)"
         )
-    if is_traceable_wrapper_subclass(tensor):
+    if tensor.is_nested or type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise TypeError(f"{label} is a {type(tensor).__name__}, a wrapper of tensors without memory of its own")
 
 

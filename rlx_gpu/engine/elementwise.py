@@ -79,6 +79,9 @@ class ElementwiseBucket:
     def prepare(self, step: Step) -> None:
         """Nothing: all was made with the plan."""
 
+    def forget_captures(self) -> None:
+        """Nothing: captured steps read what all do."""
+
     def step(self, step: Step) -> None:
         """All passes of the rule."""
         self.rule.launch()

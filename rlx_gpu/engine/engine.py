@@ -16,7 +16,8 @@ from ..table import Algorithm
 from . import capture
 from .batch import Batch, Scaling, Settings
 from .buckets import Step
-from .capture import CaptureError
+from .capture import CaptureError, refuse_capture
+from .captured import Homes
 from .checks import checked_scale
 from .plan import SCHEDULED, Plan
 from .processes import check_process
@@ -74,23 +75,35 @@ class Engine:
         with self.lock:
             self.hessians.run(batch, Scaling(guarded=self.skip_nonfinite))
 
-    def send_hyperparameters(self, settings: Sequence[Settings]) -> None:
+    def send_hyperparameters(self, settings: Sequence[Settings], homes: Homes | None = None) -> None:
         """Sends what has changed to the devices, for replays of captured steps; no step is taken.
 
         Raises:
             ValueError: what they cannot follow, by name; nothing has been sent then.
         """
+        refuse_capture("sending hyperparameters", "do it before the capture, or between replays")
         with self.lock:
-            self.check_captured(settings)
+            self.check_captured(settings, homes)
             for plans, scaling in self._kinds():
                 for plan in plans.reading():
-                    plan.send(settings, scaling)
+                    if len(plan.settings) <= len(settings):  # another is replaced at the next step
+                        plan.send(settings, scaling)
 
-    def check_captured(self, settings: Sequence[Settings]) -> None:
-        """Refuses settings that captured steps cannot follow, by a ValueError."""
+    def check_captured(self, settings: Sequence[Settings], homes: Homes | None = None) -> None:
+        """Refuses what replays of captured steps could not follow, by a ValueError: settings, and `homes` of parameters
+        where these may change.
+        """
         for plans, scaling in self._kinds():
-            for captured in (one for plan in plans.pinned for one in plan.captures):
-                captured.check(settings, scaling)
+            for plan in plans.pinned:
+                plan.check_captures(settings, scaling, homes)
+
+    def forget_captures(self) -> None:
+        """Lets go of what captured steps read: none will be replayed."""
+        with self.lock:
+            for plan in [plan for plans, _ in self._kinds() for plan in plans.pinned]:
+                plan.forget_captures()
+            for plans, _ in self._kinds():
+                plans.pinned.clear()
 
     def captured_states(self) -> list[State]:
         """The states that captured steps read and write, where they lie."""

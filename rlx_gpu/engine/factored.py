@@ -73,6 +73,9 @@ class FactoredBucket:
     def prepare(self, step: Step) -> None:
         """Nothing: all was made with the plan."""
 
+    def forget_captures(self) -> None:
+        """Nothing: captured steps read what all do."""
+
     def step(self, step: Step) -> None:
         """Tile sums, moments, the sum of `row_var`, norms, update."""
         for one in self.launches:

@@ -43,7 +43,7 @@ class StepInputs:
         self.rows = torch.zeros((count, ROW_WIDTH), dtype=dtype, device=device)
         start = [1.0, 1.0, 0.0, torch.inf]
         self.given = upload(torch.tensor(start, dtype=dtype).numpy(), device)
-        self.scale = DeviceNumber(self.words[SCALE], 1.0)
+        self.scale, self.skip = DeviceNumber(self.words[SCALE], 1.0), DeviceNumber(self.words[SKIP], 0.0)
         places = zip(self.given.unbind(), start, strict=True)
         self.factor, self.divisor, self.found_inf, self.max_norm = (DeviceNumber(*one) for one in places)
         self.addresses: Addresses | None = None
@@ -52,6 +52,7 @@ class StepInputs:
         """Takes what is given for the next step; whether words are `computed` from it, and all is written `always`."""
         if not computed:
             self.scale.set(scaling.factor, always=always)
+            self.skip.set(0.0, always=always)
             return
         self.factor.set(scaling.factor, always=always)
         self.divisor.set(1.0 if scaling.divisor is None else scaling.divisor, always=always)

@@ -13,7 +13,7 @@ from ..table import Algorithm
 from .batch import Batch, Scaling, Settings
 from .buckets import Bucket, BucketKey, BucketMember, Step, bucket_key, grouped
 from .capture import CaptureError
-from .captured import Addresses, Captured
+from .captured import AGAIN, Addresses, Captured, Homes
 from .devices import on_device
 from .elementwise import ElementwiseBucket
 from .factored import FactoredBucket
@@ -137,11 +137,24 @@ class Plan:
                 f"{name}: hyperparameters, max_grad_norm, skip_nonfinite or the use of a GradScaler have changed since "
                 "the last step: take one like it, or call send_hyperparameters(), before the capture"
             )
-        for one in (scaling.factor, scaling.divisor, scaling.found_inf):
+        for one in (scaling.factor, scaling.divisor, scaling.found_inf, *(own.lr for own in batch.settings)):
             if isinstance(one, torch.Tensor) and one.device != device:
                 raise CaptureError(
-                    f"{name}: a scale or found_inf is on {str(one.device)!r}, must be on {str(device)!r}"
+                    f"{name}: a scale, found_inf or lr is on {str(one.device)!r}, must be on {str(device)!r}"
                 )
+
+    def check_captures(self, settings: Sequence[Settings], scaling: Scaling, homes: Homes | None) -> None:
+        """Refuses, by a ValueError, what replays of steps that were captured could not follow."""
+        for captured in self.captures:
+            captured.check(settings, scaling, homes)
+        if self.captures and list(map(self._structure, settings[: len(self.structures)])) != self.structures:
+            raise ValueError(f"param_groups: their values choose another rule than captured steps run; {AGAIN}")
+
+    def forget_captures(self) -> None:
+        """Lets go of what captured steps read."""
+        self.captures.clear()
+        for bucket in (bucket for buckets in self.buckets.values() for bucket in buckets):
+            bucket.forget_captures()
 
     def capture(self, step: Step) -> None:
         """One step, as replays will repeat it; what it reads stays for as long as this plan.
@@ -150,8 +163,15 @@ class Plan:
         """
         scaling, live = step.scaling, {one for rows in self.rows.values() for row in rows for one in row.live_names}
         read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings)
-        tensors = [one for one in read if isinstance(one, torch.Tensor)]
-        self.captures.append(Captured(step.settings, scaling, live, tensors))
+        own = [self.entries[i] for i in self.members]
+        named = [(f"parameter {entry.name!r}", entry.param) for entry in own]
+        named += [(f"param_groups[{i}]['lr']", one.lr) for i, one in enumerate(step.settings) if one.lr is not None]
+        places = [(label, tensor, tensor.data_ptr()) for label, tensor in named]
+        homes = [
+            (self.entries[i].name, self.entries[i].param, self.entries[i].group, self.states[i]) for i in self.members
+        ]
+        kept = [*read, self.words, *(tensor.untyped_storage() for _, tensor in named)]
+        self.captures.append(Captured(step.settings, scaling, live, places, homes, kept))
         self.step(step._replace(captured=True))
 
     def _words(self, scaling: Scaling) -> StepWords | None:
@@ -203,4 +223,7 @@ class Plan:
         """The members with these places in the plan, which are all of a device."""
         entries = [self.entries[i] for i in indices]
         located = enumerate(zip(indices, entries, strict=True))
-        return [BucketMember(i, at, one, self.states[i], self.settings[one.group]) for at, (i, one) in located]
+        return [
+            BucketMember(i, at, one, self.states[i], self.settings[one.group], one.grad_kind)
+            for at, (i, one) in located
+        ]

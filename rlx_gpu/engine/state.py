@@ -12,6 +12,7 @@ import torch
 
 from ..kernels.formats import FORMATS, STATE_FORMATS, Buffer
 from ..table import Algorithm
+from .capture import refuse_capture
 from .tables import upload
 
 State = dict[str, torch.Tensor]
@@ -129,6 +130,7 @@ def copied_scalars(
     algorithm: Algorithm, states: Sequence[Any], device: torch.device | None = None
 ) -> list[dict[str, Any]]:
     """The states with copies of the step and other single numbers, on another device if given, each kind at once."""
+    refuse_capture("a copy of the state", "take it before or after the capture")
     copies = [dict(state) if isinstance(state, dict) else state for state in states]
     slots = {STEP, *algorithm.scalar_slots}
     kinds: dict[Any, list[tuple[State, str]]] = {}

@@ -33,7 +33,7 @@ class StepWords:
         guarded: bool,
     ) -> None:
         self.measured, self.guarded, self.inputs = measured, guarded, inputs
-        kinds = grouped(members if measured else (), lambda one: (one.entry.param.device, one.entry.grad_kind))
+        kinds = grouped(members if measured else (), lambda one: (one.entry.param.device, one.grad_dtype))
         self.totals = {
             device: torch.zeros((len(kinds), 2), dtype=number_dtype(device), device=device) for device in inputs
         }
@@ -47,9 +47,11 @@ class StepWords:
         self.launches = {}
         for device, own_inputs in inputs.items():
             with on_device(device):
-                if device not in norms:
-                    norms[device] = torch.zeros((), dtype=torch.float32, device=device)
-                tensors = own_inputs.given, self.totals[device], own_inputs.words, norms[device]
+                norm = norms.get(device)
+                if norm is None:
+                    norm = torch.zeros((), dtype=torch.float32, device=device)
+                    norms.update({device: norm} if measured else {})
+                tensors = own_inputs.given, self.totals[device], own_inputs.words, norm
                 constants = {"COUNT": len(kinds), "GUARDED": guarded}
                 self.launches[device] = Launch(kernels.words_kernel, 1, *tensors, **constants)
 

@@ -61,6 +61,11 @@ class MatrixBucket:
         for wave in self.waves:
             wave.prepare(flags)
 
+    def forget_captures(self) -> None:
+        """Lets go of tables that captured steps alone read."""
+        for wave in self.waves:
+            wave.captured.clear()
+
     def step(self, step: Step) -> None:
         """One update of every matrix with a gradient."""
         if self.mirror is not None:

@@ -94,7 +94,7 @@ def into_place(
             if kinds[0] != kinds[1]:
                 raise ValueError(
                     f"state dict: slot {slot!r} of a parameter of shape {tuple(param.shape)} is {kinds[1]}, but "
-                    f"captured steps read it as {kinds[0]}; load into a new optimizer"
+                    f"captured steps read it as {kinds[0]}; load after forget_captures()"
                 )
         copies += [(own[slot], loaded[slot]) for slot in own]
         state[param] = own

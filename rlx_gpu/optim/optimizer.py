@@ -12,11 +12,13 @@ import torch
 from torch._compile import _disable_dynamo
 
 from ..engine.batch import Batch, Entry, Settings
+from ..engine.capture import refuse_capture
+from ..engine.captured import Homes
 from ..engine.checks import check_param
 from ..engine.devices import is_live
 from ..engine.engine import Engine
 from ..engine.state import State, apart, copied_scalars
-from ..reference.trait import MAX_GRAD_NORM, SKIP_NONFINITE
+from ..options import StepOptions
 from ..split import split_named
 from ..table import Algorithm
 from .checkpoint import into_place, loaded_state
@@ -24,12 +26,13 @@ from .groups import SWITCHES, CheckedGroup, by_name, check_keys, names_in, numbe
 from .states import HeldStates
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(StepOptions, torch.optim.Optimizer):
     """The base of every optimizer of this module; `make_class` gives it an algorithm.
 
     A step can be captured in a CUDA graph (`torch.cuda.graph`) if one like it has been taken before. Under replay steps
     are counted, a learning rate in a tensor on the device is live, and `send_hyperparameters` sends what else has
-    changed. SOAP and KronPSGD, whose launches depend on the step's number, refuse to be captured.
+    changed, what schedulers write besides a learning rate included. SOAP and KronPSGD, whose launches depend on the
+    step's number, refuse to be captured.
 
     With `fused=True`, torch's GradScaler sets the attributes `grad_scale`, by which gradients are divided, and
     `found_inf` for the time of a step, and `step` follows them. (Its argument of that name is a factor.)
@@ -68,32 +71,6 @@ class Optimizer(torch.optim.Optimizer):
         self._start(skip_nonfinite, max_grad_norm)
         storage = {"state_dtype": state_dtype, "rounding": rounding, "seed": seed}
         super().__init__(params, {**defaults, **storage, **switches})
-
-    @property
-    def skip_nonfinite(self) -> bool:
-        """Whether a NaN or infinity in any gradient makes a step a no-op."""
-        return self._engine.skip_nonfinite
-
-    @skip_nonfinite.setter
-    def skip_nonfinite(self, value: bool) -> None:
-        self._engine.skip_nonfinite = SKIP_NONFINITE.check(value)
-
-    @property
-    def max_grad_norm(self) -> float | None:
-        """What steps bring the norm of all gradients down to."""
-        return self._engine.max_grad_norm
-
-    @max_grad_norm.setter
-    def max_grad_norm(self, value: float | None) -> None:
-        self._engine.max_grad_norm = MAX_GRAD_NORM.check(value)
-
-    @property
-    def grad_norm(self) -> torch.Tensor | None:
-        """The norm of all gradients of the last step, 0-d float32 on a device of theirs, scaled but not clipped; None
-        unless `max_grad_norm` or `skip_nonfinite` asked for it, NaN if a gradient held a NaN or infinity. The next step
-        writes into it, and so does every replay of a captured one.
-        """
-        return self._engine.grad_norm
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -145,12 +122,17 @@ class Optimizer(torch.optim.Optimizer):
                 raise TypeError(f"closure must be callable, got {type(closure).__name__}; did you mean grad_scale=?")
             with torch.enable_grad():
                 loss = closure()
-        with self._engine.lock:
-            params, entries = self._flat()
-            grads = [param.grad for param in params]
-            batch = Batch(entries, grads, self._states(params, grads), self._all_settings())
-            scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
-            torch.autograd.graph.increment_version(self._engine.step(batch, grad_scale, *scaler))
+        try:
+            with self._engine.lock:
+                params, entries = self._flat()
+                grads = [param.grad for param in params]
+                batch = Batch(entries, grads, self._states(params, grads), self._all_settings())
+                scaler = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+                torch.autograd.graph.increment_version(self._engine.step(batch, grad_scale, *scaler))
+        except BaseException:
+            for left in ("grad_scale", "found_inf"):  # by a scaler, which the error keeps from deleting them
+                self.__dict__.pop(left, None)
+            raise
         return loss
 
     def send_hyperparameters(self) -> None:
@@ -160,7 +142,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             TypeError, ValueError: one out of range, or one that captured steps cannot follow; nothing has been sent.
         """
-        self._engine.send_hyperparameters(self._all_settings())
+        with self._engine.lock:
+            self._engine.send_hyperparameters(self._all_settings(), self._homes())
 
     def state_dict(self) -> dict[str, Any]:
         """The state in torch's format; a parameter's step count is a tensor of its own."""
@@ -193,13 +176,16 @@ class Optimizer(torch.optim.Optimizer):
             changed = before(self, state_dict)
             if changed is not None:
                 state_dict = changed
-        groups, state = loaded_state(self.algorithm, self.param_groups, state_dict)
-        if captured := set(map(id, self._engine.captured_states())):
-            self._load_into_place(groups, state, captured)
-        self._engine.forget()
-        self.__setstate__({"state": state, "param_groups": groups})
-        if captured:
-            self.send_hyperparameters()
+        refuse_capture(f"{self.algorithm.name}: loading", "load before the capture")
+        with self._engine.lock:
+            groups, state = loaded_state(self.algorithm, self.param_groups, state_dict)
+            captured = set(map(id, self._engine.captured_states()))
+            if captured:
+                self._load_into_place(groups, state, captured)
+            self._engine.forget()
+            self.__setstate__({"state": state, "param_groups": groups})
+            if captured:
+                self.send_hyperparameters()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -226,6 +212,10 @@ class Optimizer(torch.optim.Optimizer):
         self._checked = {}
         self._held = None
 
+    def _homes(self) -> Homes:
+        """Where every parameter is at home: its group, and its state."""
+        return {id(entry.param): (entry.group, self.state.get(entry.param)) for entry in self._flat()[1]}
+
     def _load_into_place(self, groups: list[dict[str, Any]], state: dict[Any, Any], captured: set[int]) -> None:
         """Writes what was loaded over the state that captured steps read, by id; on an error nothing."""
         copies = into_place(state, self.state, captured)
@@ -234,7 +224,7 @@ class Optimizer(torch.optim.Optimizer):
                 copies.append((own["lr"], torch.as_tensor(group["lr"]).reshape(own["lr"].shape)))
                 group["lr"] = own["lr"]
         settings = [settings_from(self.algorithm, group, f"param_groups[{i}]") for i, group in enumerate(groups)]
-        self._engine.check_captured(settings)
+        self._engine.check_captured(settings, self._homes())
         with torch.no_grad():
             for target, source in copies:
                 target.copy_(source)

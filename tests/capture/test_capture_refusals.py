@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recorder
@@ -138,6 +139,58 @@ def test_more_captures_in_a_row_than_there_is_room_for():
     captured(optimizer)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_every_capture_counts_until_it_is_forgotten(name):
+    """Also one of a plan that others have taken the place of."""
+    optimizer, params = stepped(name, max_grad_norm=1.0)
+    captured(optimizer)
+    optimizer.max_grad_norm = None
+    params[0].grad = None
+    optimizer.step()
+    captured(optimizer)
+    with pytest.raises(ValueError, match="max_grad_norm was switched off"):
+        optimizer.send_hyperparameters()
+    optimizer.forget_captures()
+    assert not optimizer._engine.captured_states()
+    optimizer.send_hyperparameters()
+
+
+def test_groups_in_another_order_and_states_of_ones_own_are_refused():
+    for change in (lambda one: one.param_groups.reverse(), lambda one: one.state.clear()):
+        params = make_params()
+        optimizer = optim.SGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.01}], lr=0.1, momentum=0.9)
+        take_steps(optimizer, params, [0])
+        captured(optimizer)
+        change(optimizer)
+        for call in (optimizer.send_hyperparameters, lambda one=optimizer: one.load_state_dict(one.state_dict())):
+            with pytest.raises(ValueError, match="has another group or state than when a step was captured"):
+                call()
+
+
+def test_a_learning_rate_whose_memory_was_replaced_is_refused():
+    optimizer, _ = stepped(lr=torch.tensor(0.1))
+    captured(optimizer)
+    optimizer.param_groups[0]["lr"].data = torch.tensor(0.01)
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['lr'\]: was moved after a step was captured"):
+        optimizer.send_hyperparameters()
+
+
+def test_a_value_that_chooses_another_rule_is_refused():
+    optimizer, _ = stepped("SGD", momentum=0.9)
+    captured(optimizer)
+    optimizer.param_groups[0]["momentum"] = 0.0
+    with pytest.raises(ValueError, match="their values choose another rule than captured steps run"):
+        optimizer.send_hyperparameters()
+
+
+def test_numpy_arrays_are_not_brought_to_a_device(monkeypatch):
+    optimizer, x = rlx_gpu.AdamW(lr=0.1), np.ones(3, np.float32)
+    optimizer.step("w", (3,), x, x)
+    optimizer.end_iteration()
+    with Recorder().capture(), pytest.raises(CaptureError, match="parameter 'w': a NumPy array"):
+        optimizer.step("w", (3,), x, x)
+
+
 CHANGES = {
     "amsgrad": True,
     "state_dtype": "bfloat16",
@@ -156,6 +209,61 @@ def test_what_replays_cannot_follow_is_refused_when_sent(key):
         optimizer.send_hyperparameters()
     (plan,) = optimizer._engine.steps
     assert not plan.rows[params[0].device][0].knows(optimizer._all_settings())
+
+
+@pytest.mark.parametrize("new", [torch.tensor(0.1), torch.tensor(0.2)], ids=["tensor", "another"])
+@pytest.mark.parametrize("old", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_another_home_of_the_learning_rate_is_refused_when_sent(old, new):
+    """Replays would go on with the one that was captured."""
+    optimizer, _ = stepped(lr=old)
+    captured(optimizer)
+    optimizer.param_groups[0]["lr"] = new
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\['lr'\].*when a step was captured"):
+        optimizer.send_hyperparameters()
+
+
+def test_a_group_that_was_removed_is_refused_when_sent():
+    params = make_params()
+    optimizer = optim.AdamW([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+    take_steps(optimizer, params, [0])
+    del optimizer.param_groups[1]
+    optimizer.send_hyperparameters()  # nothing is captured, and the next step makes another plan
+    take_steps(optimizer, params, [1])
+    captured(optimizer)
+    optimizer.param_groups.clear()
+    with pytest.raises(ValueError, match="has another group or state than when a step was captured"):
+        optimizer.send_hyperparameters()
+
+
+def test_a_parameter_that_was_moved_is_refused_when_sent():
+    optimizer, params = stepped()
+    captured(optimizer)
+    params[1].data = params[1].data.clone()
+    with pytest.raises(ValueError, match=r"parameter .*\[1\].* was moved after a step was captured"):
+        optimizer.send_hyperparameters()
+
+
+@pytest.mark.parametrize("what", ["send_hyperparameters", "state_dict", "load_state_dict"])
+def test_what_is_no_step(what):
+    optimizer, params = stepped()
+    call = getattr(optimizer, what)
+    given = (optimizer.state_dict(),) if what == "load_state_dict" else ()
+    refused(optimizer, params, "the capture", step=lambda: call(*given))
+
+
+def test_capturing_again_is_the_remedy_that_it_is_said_to_be():
+    """For a hyperparameter of the host, and where a capture failed after the step."""
+    optimizer, _ = stepped("Muon")
+    captured(optimizer)
+    optimizer.param_groups[0]["ns_steps"] = 3
+    with pytest.raises(ValueError, match=r"ns_steps.*capture again, after forget_captures"):
+        optimizer.send_hyperparameters()
+    optimizer.forget_captures()
+    optimizer.step()
+    captured(optimizer)
+    optimizer.param_groups[0]["lr"] = 0.02
+    optimizer.send_hyperparameters()
+    optimizer.load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize(("name", "key", "value"), [("Muon", "ns_steps", 3), ("Muon", "adjust_lr_fn", "unit_rms")])

@@ -66,6 +66,20 @@ def test_other_plans_take_its_place(name):
     assert_same(snapshot(own, params), snapshot(twin, others))
 
 
+@pytest.mark.parametrize("change", [("skip_nonfinite", True), ("max_grad_norm", None)])
+def test_other_ways_to_scale_take_its_place(change):
+    (own, params), (twin, others), recorder = twins("AdamW", max_grad_norm=1.0)
+    grads = grads_of(params)
+    for optimizer, model in ((own, params), (twin, others)):
+        setattr(optimizer, *change)
+        take_steps(optimizer, model, [3])
+    gc.collect()
+    replay(recorder, grads, 5)
+    twin.skip_nonfinite, twin.max_grad_norm = False, own.max_grad_norm
+    take_steps(twin, others, [5])
+    assert_same(snapshot(own, params), snapshot(twin, others))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_loading_writes_into_place(name):
     """State, counts and a learning rate in a tensor; the next replay goes on from them."""
@@ -118,7 +132,7 @@ def test_the_trait_refuses_to_load():
     with recorder.capture():
         optimizer.step_batch(items)
     optimizer.end_iteration()
-    with pytest.raises(RuntimeError, match="captured steps read this state; load into a new optimizer"):
+    with pytest.raises(RuntimeError, match="captured steps read this state; load after forget_captures"):
         optimizer.load_state_dict(saved)
     recorder.replay()
     assert optimizer.state_dict()["step/p"] == 2

@@ -152,6 +152,24 @@ def test_gradients_made_while_capturing(variant):
     assert_same(own.snapshot(), twin.snapshot())
 
 
+def test_a_step_that_was_skipped_skips_no_replay():
+    """Of a step that was captured without anything that may skip it."""
+    (storage,) = find_storages(["float32"])
+    own, twin, recorder = captured_and_stepped("AdamW", storage, fused=True)
+    own.optimizer.skip_nonfinite = True
+    own.step(3, bad=True)
+    own.optimizer.skip_nonfinite = False
+    own.fill(4)
+    recorder.replay()
+    own.optimizer.found_inf = torch.tensor(1.0)
+    own.step(5)
+    own.fill(6)
+    recorder.replay()
+    for seed in (4, 6):
+        twin.step(seed)
+    assert_same(own.snapshot(), twin.snapshot())
+
+
 def test_a_recording_is_not_a_step():
     """A control: nothing has happened without a replay, and a wrong learning rate shows."""
     (storage,) = find_storages(["float32"])

@@ -162,6 +162,60 @@ def test_absent_gradients_have_no_part(path):
         torch.testing.assert_close(optimizer.grad_norm.double(), norm_of(present), rtol=1e-6, atol=0)
 
 
+def test_estimates_of_another_format_change_no_norm(path):
+    params = make_params(torch.bfloat16)
+    optimizer = optim.Sophia(params, lr=0.1)
+    set_grads(params, 0)
+    optimizer.step()
+    optimizer.update_hessian(params, [torch.ones(param.shape) for param in params])
+    optimizer.max_grad_norm = 1.0
+    optimizer.step()
+    torch.testing.assert_close(optimizer.grad_norm.double(), norm_of(params), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_scale_that_is_not_finite_skips_as_gradients_do(scale, path):
+    params = make_params()
+    optimizer = optim.AdamW(params, lr=0.1, skip_nonfinite=True)
+    set_grads(params, 0)
+    optimizer.step()
+    before = snapshot(optimizer, params)
+    optimizer.step(grad_scale=scale)
+    assert_same(snapshot(optimizer, params), before)
+
+
+def test_options_may_be_set_in_the_trait_too(path):
+    optimizer, param = rlx_gpu.SGD(lr=1.0), torch.ones(4)
+    optimizer.max_grad_norm = 0.5
+    optimizer.step("w", (4,), param, torch.ones(4))
+    optimizer.end_iteration()
+    torch.testing.assert_close(param, torch.full((4,), 0.75))
+    torch.testing.assert_close(optimizer.grad_norm, torch.tensor(2.0))
+    optimizer.skip_nonfinite = True
+    optimizer.step("w", (4,), param, torch.full((4,), float("nan")))
+    torch.testing.assert_close(param, torch.full((4,), 0.75))
+    with pytest.raises(ValueError, match="max_grad_norm"):
+        optimizer.max_grad_norm = -1.0
+
+
+def test_a_norm_beyond_float32_has_a_guarded_step_skipped():
+    """Its factor would be nought; on the CPU's own driver, in float64, there is one."""
+    params = [torch.nn.Parameter(torch.ones(4))]
+    optimizer = optim.SGD(params, lr=1.0, max_grad_norm=1.0, skip_nonfinite=True)
+    params[0].grad = torch.full((4,), 1e30)
+    optimizer.step()
+    assert torch.equal(params[0].detach(), torch.ones(4)) and optimizer.grad_norm.isinf()
+
+
+def test_there_is_no_norm_that_nobody_asked_for():
+    params = make_params()
+    optimizer = optim.AdamW(params, lr=0.1, fused=True)
+    set_grads(params, 0)
+    optimizer.grad_scale = torch.tensor(2.0)
+    optimizer.step()
+    assert optimizer.grad_norm is None
+
+
 def test_copies_take_it_along():
     optimizer = copy.deepcopy(optim.AdamW(make_params(), lr=0.1, max_grad_norm=0.5))
     assert optimizer.max_grad_norm == 0.5 and optimizer.grad_norm is None

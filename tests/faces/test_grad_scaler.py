@@ -140,7 +140,26 @@ def test_copies_take_it_along(copied):
         assert optimizer._step_supports_amp_scaling is copied(optimizer)._step_supports_amp_scaling is bool(fused)
 
 
-@pytest.mark.parametrize("value", [torch.ones(2), "2", 1j, True])
+def test_an_error_leaves_nothing_of_the_scaler_behind():
+    """Which the error keeps from deleting what it has set; the next step would be divided by it."""
+    own, other = make_params(), make_params()
+    ours, plain = optim.SGD(own, lr=0.1, fused=True), optim.SGD(other, lr=0.1)
+    scaler = scaler_of()
+    set_grads(own, 0)
+    ours.param_groups[0]["lr"] = -1.0
+    with pytest.raises(ValueError, match="lr must be"):
+        scaler.step(ours)
+    assert not hasattr(ours, "grad_scale") and not hasattr(ours, "found_inf")
+    ours.param_groups[0]["lr"] = 0.1
+    for optimizer, params in ((ours, own), (plain, other)):
+        set_grads(params, 1)
+        optimizer.step()
+    assert all(map(torch.equal, own, other))
+
+
+@pytest.mark.parametrize(
+    "value", [torch.ones(2), torch.ones((), device="meta"), torch.ones(1).to_sparse(), "2", 1j, True], ids=str
+)
 @pytest.mark.parametrize("name", ["grad_scale", "found_inf"])
 def test_what_is_no_number_is_refused(name, value):
     params = make_params()

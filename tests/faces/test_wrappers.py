@@ -25,6 +25,21 @@ def mesh():
     torch.distributed.destroy_process_group()
 
 
+class Opaque(torch.Tensor):
+    """A wrapper that does not say what it wraps."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype, device=inner.device)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return func(*(one.inner if isinstance(one, cls) else one for one in args), **(kwargs or {}))
+
+
 @pytest.fixture(params=["DTensor", "TwoTensor"])
 def wrapped(request, mesh):
     """A tensor that only wraps others, and what the refusal calls it."""
@@ -92,6 +107,16 @@ def test_norms_and_iterations(wrapped):
     ):
         with pytest.raises(TypeError, match=words):
             call()
+
+
+@pytest.mark.parametrize("wrap", [Opaque, lambda one: torch.nested.nested_tensor([one.reshape(1)])])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_scales_of_other_kinds(wrap):
+    params = make_params()
+    optimizer = optim.AdamW(params, lr=0.1)
+    set_grads(params, 0)
+    with pytest.raises(TypeError, match=r"grad_scale is a .*, a wrapper of tensors"):
+        optimizer.step(grad_scale=wrap(torch.tensor(2.0)))
 
 
 def test_scales_learning_rates_and_states(mesh):

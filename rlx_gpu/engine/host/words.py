@@ -39,6 +39,6 @@ def compute_words(arguments_at: int, program: int, end: int, memory: int) -> Non
         if norm > given[MAX_NORM]:
             scale *= given[MAX_NORM] / norm
         if arguments[5] != 0:
-            bad += nonfinite
+            bad += nonfinite if abs(scale) < math.inf and norm < math.inf else 1.0
     own[SCALE] = scale
     own[SKIP] = 1.0 if bad != 0.0 else 0.0
