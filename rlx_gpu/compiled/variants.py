@@ -21,6 +21,13 @@ TABLES = {
     "grads_ptr": "*i64",
     "hypers_ptr": "*fp64",
 }
+# The kernel of a step's words: its name, norms, and whether it is guarded and clipped.
+WORDS = (
+    ("words/scaled", 0, False, False),
+    ("words/clipped", 1, False, True),
+    ("words/guarded", 1, True, False),
+    ("words/guarded_clipped", 1, True, True),
+)
 # Pointer types and bytes of the formats that matrix products take.
 ELEMENTS = {"float32": ("*fp32", 4), "bfloat16": ("*bf16", 2), "float16": ("*fp16", 2)}
 
@@ -175,12 +182,8 @@ def _reduction_variants(storages: Sequence[str]) -> Iterator[Variant]:
             for part, wide in (("", {}), ("_first", {"sums_ptr": "*fp64"}), ("_second", {"partials_ptr": "*fp64"})):
                 name, arguments = f"finish_sums/{sums}{part}", {**TABLES, **wide}
                 yield Variant(name, "reduction", None, "float32", kernel, constants, arguments=arguments)
-        for name, count, guarded in (
-            ("words/scaled", 0, False),
-            ("words/clipped", 1, False),
-            ("words/guarded", 1, True),
-        ):
-            constants = {"COUNT": count, "GUARDED": guarded}
+        for name, count, guarded, clipped in WORDS:
+            constants = {"COUNT": count, "GUARDED": guarded, "CLIPPED": clipped}
             yield Variant(name, "reduction", None, "float32", words.words_kernel, constants, arguments=TABLES)
 
 

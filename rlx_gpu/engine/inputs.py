@@ -60,12 +60,13 @@ class StepInputs:
         self.take_max_norm(scaling)
 
     def take_max_norm(self, scaling: Scaling) -> None:
-        """Takes the norm that gradients are clipped to; unlike the others it does not change by a replay."""
-        self.max_norm.set(limit(scaling))
+        """Takes the norm that gradients are clipped to, if they are; no replay changes it, unlike the others."""
+        if scaling.max_norm is not None:
+            self.max_norm.set(scaling.max_norm)
 
     def knows_max_norm(self, scaling: Scaling) -> bool:
-        """Whether it is the one that was taken last."""
-        return self.max_norm.known == limit(scaling)
+        """Whether it is the one that was taken last, if there is one."""
+        return scaling.max_norm is None or self.max_norm.known == scaling.max_norm
 
     def send_grads(self, addresses: Array, *, captured: bool) -> None:
         """Sends the gradients' addresses."""
@@ -81,8 +82,3 @@ class StepInputs:
         inputs = StepInputs(self.device, 0)
         inputs.grads, inputs.rows = self.grads, self.rows
         return inputs
-
-
-def limit(scaling: Scaling) -> float:
-    """What norms are clipped to."""
-    return torch.inf if scaling.max_norm is None else scaling.max_norm

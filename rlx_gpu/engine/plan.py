@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -22,7 +23,7 @@ from .members import admit
 from .rows import RowLaunch
 from .state import STEP, Layout
 from .watch import GradWatch, TensorWatch
-from .words import Norms, StepWords
+from .words import Norms, StepWords, kind_of
 
 SCHEDULED = (
     "{}: a step cannot be captured in a CUDA graph, since which launches it makes depends on its number: capture the "
@@ -177,15 +178,14 @@ class Plan:
     def _words(self, scaling: Scaling) -> StepWords | None:
         """What computes the words of a step; None where the factor alone decides, and always has."""
         if not self._has_words(scaling):
-            options = {"measured": scaling.measured, "guarded": scaling.guarded}
-            self.words = StepWords(self.located, self.inputs, self.norms, **options)
+            self.words = StepWords(self.located, self.inputs, self.norms, scaling=scaling)
         return self.words
 
     def _has_words(self, scaling: Scaling) -> bool:
         """Whether the words of such a step can be computed as those of the last were."""
         if self.words is None:
             return scaling.plain
-        return (self.words.measured, self.words.guarded) == (scaling.measured, scaling.guarded)
+        return self.words.kind == kind_of(scaling)
 
     def _follows(self, grads: Sequence[torch.Tensor | None]) -> bool:
         """Whether this plan serves these gradients; takes note if they have moved."""
@@ -217,7 +217,7 @@ class Plan:
         hyper, algorithm = settings.hyper, self.algorithm
         rules = [algorithm.select(hyper, ndim) for ndim in (1, 2)]
         choices = [hyper[name] for name in algorithm.structural]
-        return settings.storage, choices, rules, list(algorithm.reference.init_state((1, 1), **hyper))
+        return replace(settings.storage, seed=0), choices, rules, list(algorithm.reference.init_state((1, 1), **hyper))
 
     def _located(self, indices: Sequence[int]) -> list[BucketMember]:
         """The members with these places in the plan, which are all of a device."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..kernels import words as kernels
+from .batch import Scaling
 from .buckets import BucketMember, grouped
 from .devices import number_dtype, on_device
 from .inputs import SKIP, StepInputs
@@ -16,11 +17,16 @@ from .norms import NormLaunch
 Norms = dict[torch.device, torch.Tensor]  # where steps leave the norm of all gradients, 0-d float32
 
 
+def kind_of(scaling: Scaling) -> tuple[bool, bool]:
+    """What the launches depend on."""
+    return scaling.guarded, scaling.max_norm is not None
+
+
 class StepWords:
     """Computes the words on every device from what was given, without the host.
 
-    Where they are `measured`, the norm of all gradients is taken first, over all devices, and left in `norms`; where
-    they are `guarded`, a NaN or infinity in any gradient on any device has the step skipped on all of them.
+    Where a `scaling` of this kind is measured, the norm of all gradients is taken first, over all devices, and left in
+    `norms`; where it is guarded, a NaN or infinity in any gradient on any device has the step skipped on all of them.
     """
 
     def __init__(
@@ -29,10 +35,9 @@ class StepWords:
         inputs: Mapping[torch.device, StepInputs],
         norms: Norms,
         *,
-        measured: bool,
-        guarded: bool,
+        scaling: Scaling,
     ) -> None:
-        self.measured, self.guarded, self.inputs = measured, guarded, inputs
+        measured, self.kind, self.inputs = scaling.measured, kind_of(scaling), inputs
         kinds = grouped(members if measured else (), lambda one: (one.entry.param.device, one.grad_dtype))
         self.totals = {
             device: torch.zeros((len(kinds), 2), dtype=number_dtype(device), device=device) for device in inputs
@@ -52,7 +57,7 @@ class StepWords:
                     norm = torch.zeros((), dtype=torch.float32, device=device)
                     norms.update({device: norm} if measured else {})
                 tensors = own_inputs.given, self.totals[device], own_inputs.words, norm
-                constants = {"COUNT": len(kinds), "GUARDED": guarded}
+                constants = {"COUNT": len(kinds), "GUARDED": scaling.guarded, "CLIPPED": scaling.max_norm is not None}
                 self.launches[device] = Launch(kernels.words_kernel, 1, *tensors, **constants)
 
     def launch(self) -> None:

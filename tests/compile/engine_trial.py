@@ -132,7 +132,8 @@ def unlike_the_report() -> dict[str, list[str]]:
             for variant in variants(algorithm):
                 now = f"{variant} in {formats}"
                 run(variant, formats)
-    for options in ({"max_grad_norm": 1.0}, {"fused": True}):
+    clipped = {"max_grad_norm": 1.0}
+    for options in (clipped, {**clipped, "skip_nonfinite": True}, {"fused": True}):
         now = f"SGD with {options}"
         optimizer = step("SGD", [(5,)], lr=1e-3, **options)
         optimizer.found_inf = torch.tensor(0.0)

@@ -15,9 +15,9 @@ FACTOR, DIVISOR, FOUND_INF, MAX_NORM = (
 )
 
 
-def words_kernel(*tensors: Any, COUNT: int, GUARDED: bool, **constants: Any) -> Job:
+def words_kernel(*tensors: Any, COUNT: int, GUARDED: bool, CLIPPED: bool, **constants: Any) -> Job:
     """The words of one step; the arguments are the kernel's."""
-    return Job(address_of(compute_words), words(*tensors, COUNT, GUARDED), 1)
+    return Job(address_of(compute_words), words(*tensors, COUNT, GUARDED, CLIPPED), 1)
 
 
 def compute_words(arguments_at: int, program: int, end: int, memory: int) -> None:
@@ -36,9 +36,11 @@ def compute_words(arguments_at: int, program: int, end: int, memory: int) -> Non
     if arguments[4] > 0:
         norm = math.sqrt(squares) * abs(scale)
         pointer(arguments[3], float32)[0] = float32(math.nan if nonfinite > 0.0 else norm)
-        if norm > given[MAX_NORM]:
+        if arguments[6] != 0 and norm > given[MAX_NORM]:
             scale *= given[MAX_NORM] / norm
         if arguments[5] != 0:
-            bad += nonfinite if abs(scale) < math.inf and norm < math.inf else 1.0
+            bad += nonfinite if abs(scale) < math.inf else 1.0
+            if arguments[6] != 0 and not norm < math.inf:
+                bad += 1.0
     own[SCALE] = scale
     own[SKIP] = 1.0 if bad != 0.0 else 0.0
