@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from gpu_models import NUMEL, make, make_params
 from variants import SCHEDULED, VARIANTS
 
+import rlx_gpu
 from rlx_gpu import optim
 from rlx_gpu.engine.norms import squared_norm
 
@@ -73,8 +76,6 @@ def test_the_norm_of_a_very_large_tensor():
 
 @pytest.mark.gpu
 def test_two_threads_step_on_streams_of_their_own():
-    import threading
-
     def train(seed, result):
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -95,3 +96,53 @@ def test_two_threads_step_on_streams_of_their_own():
     for thread in threads:
         thread.join()
     assert all(torch.equal(alone[seed], together[seed]) for seed in (1, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["AdamW", "LAMB", "Adafactor", "Muon", "SOAP"])
+def test_nothing_spills_on_this_device(name):
+    """Of all variants that this process has loaded; other architectures are compiled for without a GPU."""
+    from rlx_gpu.kernels import elementwise, factored, reductions, rows, symmetric, words
+
+    params = make_params("cuda", 1 << 18)
+    optimizer = getattr(optim, name)(params, lr=0.1, max_grad_norm=1.0)
+    for _ in range(2):
+        optimizer.step()
+    torch.cuda.synchronize()
+    loaded = [
+        (kernel.__name__, compiled)
+        for module in (elementwise, factored, reductions, rows, symmetric, words)
+        for key, kernel in vars(module).items()
+        if key.endswith("_kernel") and hasattr(kernel, "device_caches")
+        for cache in kernel.device_caches.values()
+        for compiled in cache[0].values()
+        if compiled.module is not None
+    ]
+    assert loaded and [label for label, compiled in loaded if compiled.n_spills] == []
+
+
+@pytest.fixture
+def mesh(device):
+    """Two ranks, of which the other is made up."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield init_device_mesh(device, (2,))
+    torch.distributed.destroy_process_group()
+
+
+def test_dtensors_are_refused_by_name(device, mesh):
+    """As parameters, and as gradients of a parameter that has been stepped."""
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    sharded = distribute_tensor(torch.randn(4, 6, device=device), mesh, [Shard(0)])
+    with pytest.raises(TypeError, match=r"params'\]\[0\]. is a DTensor"):
+        optim.AdamW([torch.nn.Parameter(sharded)], lr=0.1)
+    optimizer, param = rlx_gpu.AdamW(lr=0.1), torch.ones(4, 6, device=device)
+    optimizer.step("w", (4, 6), param, torch.ones_like(param))
+    optimizer.end_iteration()
+    before = param.clone()
+    with pytest.raises(TypeError, match="parameter 'w': gradient is a DTensor"):
+        optimizer.step("w", (4, 6), param, sharded)
+    assert torch.equal(param, before)
