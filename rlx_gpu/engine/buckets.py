@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -34,8 +34,8 @@ class BucketKey:
 class BucketMember:
     """One parameter of a bucket: `index` is its place in the plan, `place` the one among the members of its device.
 
-    `grad_dtype` is what its gradient's dtype is taken to be. A bucket may move the state elsewhere when it is made, and
-    then updates `state`.
+    `grad_dtype` is what its gradient's dtype is taken to be when this is made. A bucket may move the state elsewhere
+    when it is made, and then updates `state`.
     """
 
     index: int
@@ -43,7 +43,10 @@ class BucketMember:
     entry: Entry
     state: State
     settings: Settings
-    grad_dtype: torch.dtype
+    grad_dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grad_dtype", self.entry.grad_kind)
 
 
 class Step(NamedTuple):

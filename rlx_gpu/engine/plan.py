@@ -223,7 +223,4 @@ class Plan:
         """The members with these places in the plan, which are all of a device."""
         entries = [self.entries[i] for i in indices]
         located = enumerate(zip(indices, entries, strict=True))
-        return [
-            BucketMember(i, at, one, self.states[i], self.settings[one.group], one.grad_kind)
-            for at, (i, one) in located
-        ]
+        return [BucketMember(i, at, one, self.states[i], self.settings[one.group]) for at, (i, one) in located]
