@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from processes import user_environment
 
+from rlx_gpu import doctor
+
 pytestmark = pytest.mark.xdist_group(__name__)  # what the module prepares is made once
 ROOT = Path(__file__).parent.parent
 LINKED = ("kernels", "reference", "bench")
@@ -121,3 +123,9 @@ def test_compile_matrix_spans_the_locked_triton() -> None:
     line = re.search(r"^TRITON_VERSIONS := (.*)$", (ROOT / "Makefile").read_text(), re.M)
     versions = [tuple(map(int, version.split("."))) for version in line.group(1).split()]
     assert versions[0] < tuple(map(int, locked()["triton"].split("."))) < versions[-1]
+
+
+def test_the_doctor_asks_for_the_versions_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = dict(re.match(r"([a-z]+)>=([0-9.]+)", one).groups() for one in project["dependencies"])
+    assert {name: ".".join(map(str, version)) for name, version in doctor.OLDEST.items()} == asked

@@ -66,7 +66,7 @@ class Bucket(Protocol):
 
     waits: bool
 
-    def prepare(self, step: Step) -> None:
+    def make_tables(self, step: Step) -> None:
         """All that has to be made for such a step and may fail, before anything is changed."""
 
     def forget_captures(self) -> None:

@@ -7,7 +7,7 @@ must be like the one before it, all that it reads must stay where it is, and wha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class Addresses:
 
 
 Homes = Mapping[int, tuple[int, Any]]  # by a parameter's id, its group and its state
+FORMATS = ("state_dtype", "rounding")
 AGAIN = "capture again, after forget_captures()"
 
 
@@ -58,14 +59,14 @@ AGAIN = "capture again, after forget_captures()"
 class Captured:
     """A captured step of a plan: what it was like, and what it goes on reading.
 
-    Of the hyperparameters `live` ones lie on the device; others, and which tensors hold learning rates, stay what they
+    The hyperparameters in `structural`, which no device holds, and which tensors hold learning rates, stay what they
     were. `places` are tensors by what errors call them, with their addresses, `homes` where parameters were at home,
     and `kept` is other memory that replays read.
     """
 
     settings: Sequence[Settings]
     scaling: Scaling
-    live: Collection[str]
+    structural: Sequence[str]
     places: Sequence[tuple[str, torch.Tensor, int]]
     homes: Sequence[tuple[str, torch.Tensor, int, Any]]
     kept: Sequence[Any]
@@ -86,8 +87,8 @@ class Captured:
             if new.lr is not old.lr:
                 was = "was a number" if old.lr is None else "lay in another tensor"
                 raise ValueError(f"{label}['lr']: {was} when a step was captured; give it back, or {AGAIN}")
-            current, kept = fixed(new, self.live), fixed(old, self.live)
-            changed = [name for name in current if kept.get(name) != current[name]]
+            changed = [name for name in self.structural if old.hyper[name] != new.hyper[name]]
+            changed += [name for name in FORMATS if getattr(old.storage, name) != getattr(new.storage, name)]
             if changed:
                 raise ValueError(f"{label}[{changed[0]!r}]: captured steps cannot follow; {AGAIN}")
         for name, before, now in (
@@ -96,10 +97,3 @@ class Captured:
         ):
             if before != now:
                 raise ValueError(f"{name} was switched {'on' if now else 'off'}: captured steps cannot follow; {AGAIN}")
-
-
-def fixed(settings: Settings, live: Collection[str]) -> Mapping[str, Any]:
-    """What does not lie on the device: hyperparameters but for the live ones, and formats."""
-    storage = settings.storage
-    hyper = {name: value for name, value in settings.hyper.items() if name not in live}
-    return {**hyper, "state_dtype": storage.state_dtype, "rounding": storage.rounding}

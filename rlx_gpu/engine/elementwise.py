@@ -76,7 +76,7 @@ class ElementwiseBucket:
         parts = Parts(places, [entry.param.numel() for entry in entries], [entry.origin for entry in entries])
         self.rule = RuleLaunch(key.spec, key.formats, inputs, parts, addresses(key, members))
 
-    def prepare(self, step: Step) -> None:
+    def make_tables(self, step: Step) -> None:
         """Nothing: all was made with the plan."""
 
     def forget_captures(self) -> None:

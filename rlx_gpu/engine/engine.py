@@ -83,19 +83,19 @@ class Engine:
         """
         refuse_capture("sending hyperparameters", "do it before the capture, or between replays")
         with self.lock:
-            self.check_captured(settings, homes)
+            self.check_replays(settings, homes)
             for plans, scaling in self._kinds():
                 for plan in plans.reading():
                     if len(plan.settings) <= len(settings):  # another is replaced at the next step
                         plan.send(settings, scaling)
 
-    def check_captured(self, settings: Sequence[Settings], homes: Homes | None = None) -> None:
+    def check_replays(self, settings: Sequence[Settings], homes: Homes | None = None) -> None:
         """Refuses what replays of captured steps could not follow, by a ValueError: settings, and `homes` of parameters
         where these may change.
         """
         for plans, scaling in self._kinds():
             for plan in plans.pinned:
-                plan.check_captures(settings, scaling, homes)
+                plan.check_replays(settings, scaling, homes)
 
     def forget_captures(self) -> None:
         """Lets go of what captured steps read: none will be replayed."""

@@ -70,7 +70,7 @@ class FactoredBucket:
             Launch(step_kernel, len(programs), *tiles, row_sums, sums, **constants["update"]),
         )
 
-    def prepare(self, step: Step) -> None:
+    def make_tables(self, step: Step) -> None:
         """Nothing: all was made with the plan."""
 
     def forget_captures(self) -> None:

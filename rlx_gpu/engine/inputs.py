@@ -68,6 +68,11 @@ class StepInputs:
         """Whether it is the one that was taken last, if there is one."""
         return scaling.max_norm is None or self.max_norm.known == scaling.max_norm
 
+    def distrust(self) -> None:
+        """Has everything written anew at the next step: a replay may have been the last to write."""
+        for number in (self.scale, self.skip, self.factor, self.divisor, self.found_inf):
+            number.known = None
+
     def send_grads(self, addresses: Array, *, captured: bool) -> None:
         """Sends the gradients' addresses."""
         assert self.addresses is not None, "made as the plan was"

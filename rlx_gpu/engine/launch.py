@@ -66,7 +66,7 @@ class Launch:
         if on_host(self.device):
             from . import host
 
-            host.prepare(self.kernel.__name__, self._with(self.arguments[0]), self.constants)
+            host.compile_for(self.kernel.__name__, self._with(self.arguments[0]), self.constants)
         else:
             arguments = self._with(torch.empty(0, dtype=torch.float32, device=self.device))
             self.kernel.warmup(*arguments, grid=(self.programs,), **{**LAUNCH_OPTIONS, **self.constants})

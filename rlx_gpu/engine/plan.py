@@ -85,7 +85,7 @@ class Plan:
         words = self._words(step.scaling)
         for buckets in self.buckets.values():
             for bucket in buckets:
-                bucket.prepare(step)
+                bucket.make_tables(step)
         always = bool(self.captures)  # what was sent last may be a replay's
         self.grads.copy(step.grads)
         for device, inputs in self.inputs.items():
@@ -144,7 +144,7 @@ class Plan:
                     f"{name}: a scale, found_inf or lr is on {str(one.device)!r}, must be on {str(device)!r}"
                 )
 
-    def check_captures(self, settings: Sequence[Settings], scaling: Scaling, homes: Homes | None) -> None:
+    def check_replays(self, settings: Sequence[Settings], scaling: Scaling, homes: Homes | None) -> None:
         """Refuses, by a ValueError, what replays of steps that were captured could not follow."""
         for captured in self.captures:
             captured.check(settings, scaling, homes)
@@ -152,8 +152,11 @@ class Plan:
             raise ValueError(f"param_groups: their values choose another rule than captured steps run; {AGAIN}")
 
     def forget_captures(self) -> None:
-        """Lets go of what captured steps read."""
+        """Lets go of what captured steps read, of which one may have been replayed last."""
         self.captures.clear()
+        self.moved = True
+        for inputs in self.inputs.values():
+            inputs.distrust()
         for bucket in (bucket for buckets in self.buckets.values() for bucket in buckets):
             bucket.forget_captures()
 
@@ -162,17 +165,16 @@ class Plan:
 
         But for the gradients: they are as large as the model, and the caller's, as with torch's optimizers.
         """
-        scaling, live = step.scaling, {one for rows in self.rows.values() for row in rows for one in row.live_names}
+        scaling = step.scaling
         read = scaling.factor, scaling.divisor, scaling.found_inf, *(one.lr for one in step.settings)
         own = [self.entries[i] for i in self.members]
         named = [(f"parameter {entry.name!r}", entry.param) for entry in own]
         named += [(f"param_groups[{i}]['lr']", one.lr) for i, one in enumerate(step.settings) if one.lr is not None]
         places = [(label, tensor, tensor.data_ptr()) for label, tensor in named]
-        homes = [
-            (self.entries[i].name, self.entries[i].param, self.entries[i].group, self.states[i]) for i in self.members
-        ]
+        states = [self.states[i] for i in self.members]
+        homes = [(entry.name, entry.param, entry.group, state) for entry, state in zip(own, states, strict=True)]
         kept = [*read, self.words, *(tensor.untyped_storage() for _, tensor in named)]
-        self.captures.append(Captured(step.settings, scaling, live, places, homes, kept))
+        self.captures.append(Captured(step.settings, scaling, self.algorithm.structural, places, homes, kept))
         self.step(step._replace(captured=True))
 
     def _words(self, scaling: Scaling) -> StepWords | None:

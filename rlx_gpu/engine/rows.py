@@ -41,11 +41,6 @@ class RowLaunch:
             error.add_note(self.label)
             raise
 
-    @property
-    def live_names(self) -> set[str]:
-        """The hyperparameters that rows are computed from."""
-        return {"lr", *self.spec.row.inputs}
-
     def knows(self, settings: Sequence[Settings]) -> bool:
         """Whether these are the settings that were sent last."""
         return all(settings[group] is known for group, known in zip(self.groups, self.known, strict=True))

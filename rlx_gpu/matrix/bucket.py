@@ -55,11 +55,11 @@ class MatrixBucket:
         if isinstance(spec, MatrixSpec) and not spec.flat and entry.param.numel():
             blocks(entry.name, entry.param, hyper)
 
-    def prepare(self, step: Step) -> None:
+    def make_tables(self, step: Step) -> None:
         """The tables of the matrices with a gradient."""
         flags = step.present[self.indices]
         for wave in self.waves:
-            wave.prepare(flags)
+            wave.make_tables(flags)
 
     def forget_captures(self) -> None:
         """Lets go of tables that captured steps alone read."""

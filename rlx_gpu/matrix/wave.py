@@ -55,7 +55,7 @@ class Wave:
         self.tables: WaveTables | None = None
         self.captured: list[WaveTables] = []  # that replays read
 
-    def prepare(self, flags: Array) -> None:
+    def make_tables(self, flags: Array) -> None:
         """Makes the tables of the matrices whose member's flag is true, unless they are there."""
         if self.flags is None or not np.array_equal(flags, self.flags):
             self.tables = None  # before new ones come

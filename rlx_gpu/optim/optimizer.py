@@ -224,7 +224,7 @@ class Optimizer(StepOptions, torch.optim.Optimizer):
                 copies.append((own["lr"], torch.as_tensor(group["lr"]).reshape(own["lr"].shape)))
                 group["lr"] = own["lr"]
         settings = [settings_from(self.algorithm, group, f"param_groups[{i}]") for i, group in enumerate(groups)]
-        self._engine.check_captured(settings, self._homes())
+        self._engine.check_replays(settings, self._homes())
         with torch.no_grad():
             for target, source in copies:
                 target.copy_(source)

@@ -81,6 +81,37 @@ def test_other_ways_to_scale_take_its_place(change):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_step_after_the_last_replay_takes_its_own_numbers(name):
+    """Once captures are forgotten: not the addresses of gradients, nor the factor, that the replay has left."""
+    (own, params), (twin, others), recorder = twins(name)
+    kept = grads_of(params)
+    for optimizer, model in ((own, params), (twin, others)):
+        take_steps(optimizer, model, [3])
+    replay(recorder, kept, 4)
+    own.forget_captures()
+    for grad in kept:
+        grad.fill_(float("nan"))
+    for optimizer, model in ((own, params), (twin, others)):
+        if optimizer is twin:
+            take_steps(twin, others, [4])
+        fresh = make_params()
+        set_grads(fresh, 3)
+        for param, source in zip(model, fresh, strict=True):
+            param.grad.copy_(source.grad)
+        optimizer.step()
+    assert_same(snapshot(own, params), snapshot(twin, others))
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_numbers_that_no_rule_of_the_plan_reads_may_change(name):
+    """And those that a replay reads on the device."""
+    (own, _), _, _ = twins(name)
+    change = {"fallback_eps": 1e-4, "fallback_lr_scale": 0.5} if name == "Muon" else {"eps": 1e-4, "betas": (0.5, 0.6)}
+    own.param_groups[0].update(change)
+    own.send_hyperparameters()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_loading_writes_into_place(name):
     """State, counts and a learning rate in a tensor; the next replay goes on from them."""
     (own, params), (twin, others), recorder = twins(name)

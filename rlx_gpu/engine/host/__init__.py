@@ -21,7 +21,7 @@ from typing import Any
 from . import elementwise, factored, reductions, rows, words
 from .threads import compile_loops, run, thread_count
 
-__all__ = ["launch", "prepare", "thread_count"]
+__all__ = ["compile_for", "launch", "thread_count"]
 FORMS = {
     form.__name__: form
     for form in (
@@ -41,7 +41,7 @@ def launch(kernel: str, programs: int, arguments: tuple[Any, ...], constants: di
     run(FORMS[kernel](*arguments, **constants), programs)
 
 
-def prepare(kernel: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+def compile_for(kernel: str, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
     """Compiles all that such a launch needs."""
     FORMS[kernel](*arguments, **constants)
     compile_loops()
